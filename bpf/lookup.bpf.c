@@ -1,0 +1,170 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Decides which socket of the pod a new TCP connection reaches: the application's, one of our listeners, or none, which
+ * the kernel answers with a reset. One instance for each pod; established connections never come here.
+ *
+ * On a miss: a port without a mode, in a pod without a default (modes), is STRICT. A virtual port without an entry
+ * (redirects) is an ordinary port. A missing listener refuses. A tuple without a delivery is not exempt from STRICT.
+ */
+#include "culvert.h"
+
+const volatile __u64 COOKIE = 0;
+const volatile __u32 POD_IP4 = 0;
+const volatile __u32 POD_IP6[4] = {};
+
+/* Each CPU reports up to this many refusals at once, and as many a second. */
+#define REFUSALS_PER_SECOND 200
+#define NANOSECONDS 1000000000ULL
+
+struct arrival {
+	__u32 local[4], remote[4];
+	__u16 local_port, remote_port;
+	bool v6;
+};
+
+static __always_inline void read_arrival(struct bpf_sk_lookup *ctx, struct arrival *a)
+{
+	a->v6 = ctx->family == AF_INET6;
+	if (a->v6) {
+		LOAD_IP6(ctx, struct bpf_sk_lookup, local_ip6, a->local);
+		LOAD_IP6(ctx, struct bpf_sk_lookup, remote_ip6, a->remote);
+	} else {
+		map_ip4(a->local, LOAD32(ctx, struct bpf_sk_lookup, local_ip4));
+		map_ip4(a->remote, LOAD32(ctx, struct bpf_sk_lookup, remote_ip4));
+	}
+	a->local_port = ctx->local_port;
+	a->remote_port = bpf_ntohs(ctx->remote_port);
+}
+
+/* The interface tells nothing: a pod that talks to its own address arrives, as it seems, on eth0. */
+static __always_inline bool is_local(struct arrival *a)
+{
+	__u32 own[4] = {POD_IP6[0], POD_IP6[1], POD_IP6[2], POD_IP6[3]};
+
+	if (same_ip(a->local, a->remote) || is_loopback(a->remote))
+		return true;
+	if (a->v6)
+		return same_ip(a->remote, own);
+	return POD_IP4 && a->remote[3] == POD_IP4;
+}
+
+static __always_inline bool is_redirected(struct arrival *a)
+{
+	struct redirect_key k = {.cookie = COOKIE, .source_port = a->remote_port, .virtual_port = a->local_port};
+
+	if (!is_virtual(a->local_port))
+		return false;
+	__builtin_memcpy(k.ip, a->remote, 16);
+	return bpf_map_lookup_elem(&redirects, &k);
+}
+
+static __always_inline int steer(struct bpf_sk_lookup *ctx, __u32 slot, __u32 counted, __u32 missed)
+{
+	struct listener_key k = {.cookie = COOKIE, .slot = slot};
+	struct bpf_sock *l = bpf_map_lookup_elem(&listeners, &k);
+	long err;
+
+	if (!l) {
+		count(missed);
+		return SK_DROP;
+	}
+	err = bpf_sk_assign(ctx, l, 0);
+	bpf_sk_release(l);
+	if (err)
+		return SK_DROP;
+	count(counted);
+	return SK_PASS;
+}
+
+static __always_inline bool is_strict(__u16 port)
+{
+	struct mode_key k = {.cookie = COOKIE, .port = port};
+	__u32 *mode = bpf_map_lookup_elem(&modes, &k);
+
+	if (!mode) {
+		k.port = 0;
+		mode = bpf_map_lookup_elem(&modes, &k);
+	}
+	if (!mode) {
+		count(COUNTER_STRICT_REFUSED_NO_MODE);
+		return true;
+	}
+	return *mode != MODE_DISABLE && *mode != MODE_PERMISSIVE;
+}
+
+static __always_inline bool is_delivery(struct arrival *a)
+{
+	struct delivery_key k = {.cookie = COOKIE, .peer_port = a->remote_port, .local_port = a->local_port};
+
+	__builtin_memcpy(k.peer, a->remote, 16);
+	return bpf_map_lookup_elem(&deliveries, &k);
+}
+
+static __always_inline bool take_token(struct refusal_limit *l)
+{
+	__u64 now = bpf_ktime_get_ns(), fresh = (now - l->refilled) * REFUSALS_PER_SECOND / NANOSECONDS;
+
+	if (!l->refilled || fresh >= REFUSALS_PER_SECOND) {
+		l->tokens = REFUSALS_PER_SECOND;
+		l->refilled = now;
+	} else if (fresh) {
+		l->tokens += fresh;
+		if (l->tokens > REFUSALS_PER_SECOND)
+			l->tokens = REFUSALS_PER_SECOND;
+		l->refilled = now;
+	}
+	if (!l->tokens)
+		return false;
+	l->tokens--;
+	return true;
+}
+
+static __always_inline void report(struct arrival *a)
+{
+	__u32 zero = 0;
+	struct refusal_limit *l = bpf_map_lookup_elem(&refusal_limits, &zero);
+	struct refusal r = {.cookie = COOKIE};
+
+	count(COUNTER_STRICT_REFUSED);
+	if (!l)
+		return;
+	if (!take_token(l)) {
+		l->suppressed++;
+		return;
+	}
+	r.suppressed = l->suppressed;
+	__builtin_memcpy(r.source.ip, a->remote, 16);
+	__builtin_memcpy(r.destination.ip, a->local, 16);
+	r.source.port = bpf_htons(a->remote_port);
+	r.destination.port = bpf_htons(a->local_port);
+	if (bpf_ringbuf_output(&refusals, &r, sizeof(r), 0))
+		l->suppressed++;
+	else
+		l->suppressed = 0;
+}
+
+SEC("sk_lookup")
+int culvert_lookup(struct bpf_sk_lookup *ctx)
+{
+	struct arrival a = {};
+
+	if (ctx->protocol != IPPROTO_TCP)
+		return SK_PASS;
+	read_arrival(ctx, &a);
+	if (is_redirected(&a))
+		return steer(ctx, a.v6 ? LISTENER_OUTBOUND6 : LISTENER_OUTBOUND4, COUNTER_REDIRECT_STEERED,
+			     COUNTER_REDIRECT_REFUSED_NO_LISTENER);
+	if (is_local(&a))
+		return SK_PASS;
+	if (a.local_port == HBONE_PORT)
+		return steer(ctx, a.v6 ? LISTENER_HBONE6 : LISTENER_HBONE4, COUNTER_HBONE_STEERED,
+			     COUNTER_HBONE_REFUSED_NO_LISTENER);
+	if (!is_strict(a.local_port) || is_delivery(&a))
+		return SK_PASS;
+	report(&a);
+	return SK_DROP;
+}
+
+char _license[] SEC("license") = "GPL";
