@@ -1,0 +1,368 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/tunnel/control"
+)
+
+// authority signs for a trust domain.
+type authority struct {
+	domain string
+	root   *x509.Certificate
+	key    *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T, domain string) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: domain}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	must(t, err)
+	root, err := x509.ParseCertificate(der)
+	must(t, err)
+	return &authority{domain: domain, root: root, key: key}
+}
+
+func (a *authority) id(account string) string {
+	return "spiffe://" + a.domain + "/ns/default/sa/" + account
+}
+
+func (a *authority) svid(t *testing.T, id string, expires time.Time) *control.FromAgent {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	uri, err := url.Parse(id)
+	must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), URIs: []*url.URL{uri},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: expires, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}
+	leaf, err := x509.CreateCertificate(rand.Reader, template, a.root, key.Public(), a.key)
+	must(t, err)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	return &control.FromAgent{Message: &control.FromAgent_Svid{
+		Svid: &control.SVID{Identity: id, Chain: [][]byte{leaf}, Key: pkcs8}}}
+}
+
+func (a *authority) bundle() *control.FromAgent {
+	return &control.FromAgent{Message: &control.FromAgent_Bundle{
+		Bundle: &control.Bundle{TrustDomain: a.domain, Roots: [][]byte{a.root.Raw}}}}
+}
+
+// fakeRedirection stands for the kernel: the destination belongs to the listener, and a delivery socket
+// is connected to the application here, where the kernel would swap the addresses.
+type fakeRedirection struct {
+	mu           sync.Mutex
+	destinations map[netip.AddrPort]netip.AddrPort
+}
+
+func (f *fakeRedirection) OriginalDestination(c *net.TCPConn) (netip.AddrPort, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, ok := f.destinations[addrPort(c.LocalAddr())]
+	if !ok {
+		return d, errors.New("unknown")
+	}
+	return d, nil
+}
+
+func (f *fakeRedirection) Deliver(fd int, port uint16) error {
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return err
+	}
+	in4, ok := name.(*unix.SockaddrInet4)
+	if !ok {
+		return errors.New("not IPv4")
+	}
+	err = unix.Connect(fd, &unix.SockaddrInet4{Addr: in4.Addr, Port: int(port)})
+	if errors.Is(err, unix.EINPROGRESS) {
+		return nil
+	}
+	return err
+}
+
+func (f *fakeRedirection) Close() error { return nil }
+
+// node is one tunnel with its agent and pods.
+type node struct {
+	t           *testing.T
+	path        string
+	redirection *fakeRedirection
+	logs        *syncBuffer
+	stop        func() error
+
+	agent    *fakeAgent
+	routes   map[netip.AddrPort]*control.Route
+	messages []*control.FromAgent // sent to every tunnel that connects
+	files    map[int][]*os.File   // of messages
+	sameNode SameNodeMode
+	stingy   bool // hand out no sockets
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+func newNode(t *testing.T, ca *authority) *node {
+	return &node{
+		t: t, path: filepath.Join(t.TempDir(), "control.sock"), logs: &syncBuffer{},
+		redirection: &fakeRedirection{destinations: map[netip.AddrPort]netip.AddrPort{}},
+		routes:      map[netip.AddrPort]*control.Route{}, files: map[int][]*os.File{},
+		messages: []*control.FromAgent{
+			{Message: &control.FromAgent_Welcome{Welcome: &control.Welcome{Version: 1, Node: "n", TrustDomain: ca.domain}}},
+			ca.bundle(),
+		},
+	}
+}
+
+// pod announces a workload with an HBONE listener and an outbound listener whose address is returned.
+func (n *node) pod(id uint64, ip, identity string, modes ...*control.PortMode) string {
+	n.t.Helper()
+	var files []*os.File
+	var outbound string
+	for _, port := range []string{":0", ":15008"} {
+		l, err := net.Listen("tcp4", ip+port)
+		must(n.t, err)
+		if port == ":0" {
+			outbound = l.Addr().String()
+		}
+		f, err := l.(*net.TCPListener).File()
+		must(n.t, err)
+		must(n.t, l.Close())
+		n.t.Cleanup(func() { _ = f.Close() })
+		files = append(files, f)
+	}
+	n.files[len(n.messages)] = files
+	n.messages = append(n.messages, &control.FromAgent{Message: &control.FromAgent_Workload{Workload: &control.Workload{
+		Id: id, Namespace: "default", Name: fmt.Sprintf("pod-%d", id), Identity: identity,
+		Addresses:   [][]byte{control.FromAddr(netip.MustParseAddr(ip))},
+		DefaultMode: &control.PortMode{Mode: control.Mode_MODE_PERMISSIVE, Policy: "default"}, PortModes: modes,
+		Listeners: []control.ListenerKind{control.ListenerKind_LISTENER_KIND_OUTBOUND, control.ListenerKind_LISTENER_KIND_HBONE},
+	}}})
+	return outbound
+}
+
+// send makes messages part of what the agent says first.
+func (n *node) send(m ...*control.FromAgent) { n.messages = append(n.messages, m...) }
+
+// direct says where connections accepted on an outbound listener wanted to go, and what to do about them.
+func (n *node) destination(outbound string, endpoints ...*control.Endpoint) {
+	to := netip.AddrPortFrom(netip.MustParseAddr("10.9.9.9"), uint16(1000+len(n.routes)))
+	n.redirection.destinations[netip.MustParseAddrPort(outbound)] = to
+	n.routes[to] = &control.Route{Endpoints: endpoints, Reason: "for the test"}
+}
+
+func endpointTo(address string, action control.Action, identity string, local uint64) *control.Endpoint {
+	a := netip.MustParseAddrPort(address)
+	return &control.Endpoint{Address: control.FromAddr(a.Addr()), Port: uint32(a.Port()), Action: action, Identity: identity, LocalWorkload: local}
+}
+
+func (n *node) start() {
+	n.t.Helper()
+	n.agent = n.startAgent()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- Run(ctx, Options{
+			ControlPath: n.path, DrainTimeout: 100 * time.Millisecond, AgentGrace: time.Second, SameNode: n.sameNode,
+			Redirect: func(files []*os.File) (Redirection, error) { control.CloseFiles(files); return n.redirection, nil },
+			Logger:   slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		})
+	}()
+	n.stop = sync.OnceValue(func() error {
+		cancel()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(10 * time.Second):
+			return errors.New("tunnel did not end")
+		}
+	})
+	n.t.Cleanup(func() {
+		must(n.t, n.stop())
+		n.agent.stop()
+		if n.t.Failed() {
+			n.t.Log(n.logs.String())
+		}
+	})
+	n.await("agent connected")
+}
+
+func (n *node) await(text string) {
+	n.t.Helper()
+	deadline := time.Now().Add(8 * time.Second)
+	for !strings.Contains(n.logs.String(), text) {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("log has no %q:\n%s", text, n.logs.String())
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+type fakeAgent struct{ stop func() }
+
+func (n *node) startAgent() *fakeAgent {
+	l, err := control.Listen(n.path, control.ListenOptions{UID: -1, GID: -1})
+	must(n.t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept(ctx)
+			if err != nil {
+				return
+			}
+			wg.Go(func() { n.serveAgent(ctx, c) })
+		}
+	})
+	return &fakeAgent{stop: sync.OnceFunc(func() { cancel(); wg.Wait(); _ = l.Close() })}
+}
+
+func (n *node) serveAgent(ctx context.Context, c *control.Conn) {
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	defer func() { _ = c.Close() }()
+	for i, m := range n.messages {
+		if c.Send(m, n.files[i]...) != nil {
+			return
+		}
+	}
+	for {
+		m, _, err := c.ReceiveFromTunnel()
+		if err != nil {
+			return
+		}
+		if need := m.GetNeedSockets(); need != nil && !n.stingy {
+			n.sendSockets(c, need)
+		}
+		if ask := m.GetRouteRequest(); ask != nil && !ask.GetForget() {
+			n.sendRoute(c, ask)
+		}
+	}
+}
+
+func (n *node) sendSockets(c *control.Conn, need *control.NeedSockets) {
+	var files []*os.File
+	for range need.GetCount() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			files = append(files, os.NewFile(uintptr(fd), "socket"))
+		}
+	}
+	_ = c.Send(&control.FromAgent{Message: &control.FromAgent_Sockets{Sockets: &control.Sockets{Workload: need.GetWorkload()}}}, files...)
+	control.CloseFiles(files)
+}
+
+func (n *node) sendRoute(c *control.Conn, ask *control.RouteRequest) {
+	to, err := control.ToAddrPort(ask.GetAddress(), ask.GetPort())
+	route := n.routes[to]
+	if err != nil || route == nil {
+		return
+	}
+	answer := &control.Route{Workload: ask.GetWorkload(), Address: ask.GetAddress(), Port: ask.GetPort(), Endpoints: route.Endpoints, Reason: route.Reason}
+	_ = c.Send(&control.FromAgent{Message: &control.FromAgent_Route{Route: answer}})
+}
+
+// application echoes what it gets and returns its address.
+func application(t *testing.T, ip string) string {
+	t.Helper()
+	l, err := net.Listen("tcp4", ip+":0")
+	must(t, err)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			})
+		}
+	})
+	t.Cleanup(func() { _ = l.Close() })
+	return l.Addr().String()
+}
+
+// call sends a message through and returns what came back.
+func call(from, message string) (string, error) {
+	c, err := net.DialTimeout("tcp4", from, 5*time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.WriteString(c, message); err != nil {
+		return "", err
+	}
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		return "", err
+	}
+	got, err := io.ReadAll(c)
+	return string(got), err
+}
+
+func wantEcho(t *testing.T, from string) {
+	t.Helper()
+	if got, err := call(from, "hello"); err != nil || got != "hello" {
+		t.Fatalf("got %q, %v; want the echo", got, err)
+	}
+}
+
+func wantReset(t *testing.T, from string) {
+	t.Helper()
+	if got, err := call(from, "hello"); !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ENOTCONN) {
+		t.Fatalf("got %q, %v; want a reset", got, err)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

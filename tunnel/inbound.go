@@ -1,0 +1,149 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/culvert-mesh/culvert/tunnel/control"
+	"github.com/culvert-mesh/culvert/tunnel/hbone"
+)
+
+// inbound serves one HBONE connection to a pod of this node.
+func (t *tunnel) inbound(w *workload, tcp *net.TCPConn) {
+	s := w.spec.Load()
+	peer, local := addrPort(tcp.RemoteAddr()), addrPort(tcp.LocalAddr())
+	in := &inboundConn{tunnel: t, workload: w, peer: peer, local: local.Addr(), ready: make(chan struct{})}
+	conn, err := t.serverHandshake(w, s, tcp, in)
+	<-w.handshakes
+	if err != nil {
+		t.noise.log(t.log, slog.LevelWarn, "inbound HBONE connection refused",
+			"workload", s.name, "source.addr", peer.String(), "error", err)
+		return
+	}
+	select {
+	case w.peers <- struct{}{}:
+		defer func() { <-w.peers }()
+	default:
+		_ = conn.Close()
+		t.noise.log(t.log, slog.LevelWarn, "inbound HBONE connection refused: too many at once", "workload", s.name, "source.addr", peer.String())
+		return
+	}
+	close(in.ready)
+	logHandshake(t.log, "inbound", in.proof.peer.String(), s.identity.String(), in.proof, tcp.RemoteAddr())
+	expired := time.NewTimer(time.Until(in.proof.expires))
+	defer expired.Stop()
+	select {
+	case <-conn.Done():
+	case <-t.soft.Done():
+		_ = conn.Shutdown(t.hard)
+	case <-expired.C:
+		// What is open goes on; for new streams the peer must prove again who it is.
+		_ = conn.Shutdown(t.hard)
+	}
+	_ = conn.Close()
+}
+
+func (t *tunnel) serverHandshake(w *workload, s *spec, tcp *net.TCPConn, in *inboundConn) (*hbone.Conn, error) {
+	if !slices.Contains(s.addresses, in.local) {
+		reset(tcp)
+		return nil, errors.New("local address " + in.local.String() + " is not the workload's")
+	}
+	config, err := t.ids.serverTLS(s.identity, &in.proof)
+	if err != nil {
+		reset(tcp)
+		t.noise.log(t.log, slog.LevelError, "no new mTLS connections: certificate missing or expired", "workload", s.name, "error", err)
+		return nil, err
+	}
+	return hbone.Server(t.hard, tcp, config, hbone.Config{Budget: t.budget, Logger: t.log}, in.serve)
+}
+
+// inboundConn is one authenticated HBONE connection.
+type inboundConn struct {
+	tunnel   *tunnel
+	workload *workload
+	peer     netip.AddrPort
+	local    netip.Addr
+	proof    handshake
+	ready    chan struct{} // closed once proof may be read
+}
+
+// serve answers one CONNECT request.
+func (c *inboundConn) serve(ctx context.Context, request *hbone.Request) {
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+		return
+	}
+	t, s := c.tunnel, c.workload.spec.Load()
+	r := &record{
+		log: t.log, direction: "inbound", start: time.Now(), carried: carriedMTLS,
+		source:      party{identity: c.proof.peer.String(), address: forwardedFor(request.Forwarded, c.peer.Addr())},
+		destination: party{workload: s.name, identity: s.identity.String(), address: netip.AddrPortFrom(c.local, 0)},
+	}
+	port, status, reason := c.admit(s, request, r)
+	if status != http.StatusOK {
+		t.noise.log(t.log, slog.LevelWarn, "CONNECT refused", "status", status, "reason", reason, "authority", request.Authority,
+			"source.identity", r.source.identity, "source.addr", c.peer.String(), "destination.workload", s.name, "policy", r.policy)
+		_ = request.Refuse(status)
+		return
+	}
+	deliverCtx, cancel := context.WithTimeout(ctx, connectTimeout)
+	app, release, err := t.deliver(deliverCtx, c.workload, c.local, port, r.source.address)
+	cancel()
+	if err != nil {
+		_ = request.Refuse(http.StatusServiceUnavailable)
+		t.noise.log(t.log, slog.LevelWarn, "CONNECT refused", "status", http.StatusServiceUnavailable, "reason", "application cannot be reached",
+			"source.identity", r.source.identity, "source.addr", c.peer.String(), "destination.workload", s.name, "error", err)
+		return
+	}
+	defer release()
+	r.open()
+	stats, err := request.Accept(app)
+	// What the application sent is what the tunnel sends; the record counts from the client's side.
+	r.complete(hbone.Stats{Sent: stats.Received, Received: stats.Sent}, err)
+}
+
+// admit decides on a request.
+func (c *inboundConn) admit(s *spec, request *hbone.Request, r *record) (port uint16, status int, reason string) {
+	authority, err := netip.ParseAddrPort(request.Authority)
+	if err != nil || authority.Addr().Unmap() != c.local {
+		return 0, http.StatusBadRequest, "authority is not ip:port of this workload"
+	}
+	port = authority.Port()
+	r.destination.address = netip.AddrPortFrom(c.local, port)
+	if port == 0 || port == hbonePort {
+		return 0, http.StatusServiceUnavailable, "illegal port"
+	}
+	mode := s.forPort(port)
+	r.policy = mode.policy
+	if mode.mode == control.Mode_MODE_DISABLE {
+		return 0, http.StatusUnauthorized, "port does not take mTLS: DISABLE"
+	}
+	if time.Now().After(c.proof.expires) {
+		return 0, http.StatusUnauthorized, "certificate expired since the handshake"
+	}
+	return port, http.StatusOK, ""
+}
+
+// forwardedFor is the client's address: always that of the connection's peer. The header is the peer's
+// word and gives no more than the port, if it agrees on the address.
+func forwardedFor(header string, peer netip.Addr) netip.AddrPort {
+	for field := range strings.SplitSeq(header, ";") {
+		name, value, ok := strings.Cut(strings.TrimSpace(field), "=")
+		if !ok || !strings.EqualFold(name, "for") {
+			continue
+		}
+		claimed, err := netip.ParseAddrPort(strings.Trim(value, `"`))
+		if err == nil && claimed.Addr().Unmap() == peer {
+			return netip.AddrPortFrom(peer, claimed.Port())
+		}
+	}
+	return netip.AddrPortFrom(peer, 0)
+}

@@ -1,0 +1,163 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/culvert-mesh/culvert/tunnel/control"
+	"github.com/culvert-mesh/culvert/tunnel/hbone"
+)
+
+// streamTimeout bounds finding a connection, making it, and the peer's own connect to the application.
+const streamTimeout = 25 * time.Second
+
+// outbound carries one connection of a pod of this node to where it wanted to go. Whatever cannot be
+// carried as the route says is reset: there is no second best.
+func (t *tunnel) outbound(w *workload, app *net.TCPConn) {
+	defer func() { <-w.relays }()
+	client := addrPort(app.RemoteAddr())
+	var destination netip.AddrPort
+	err := t.redirection.use(func(r Redirection) (err error) {
+		destination, err = r.OriginalDestination(app)
+		return err
+	})
+	if err != nil {
+		reset(app)
+		t.noise.log(t.log, slog.LevelWarn, "connection reset: original destination unknown",
+			"workload", w.spec.Load().name, "source.addr", client.String(), "error", err)
+		return
+	}
+	destination = netip.AddrPortFrom(destination.Addr().Unmap(), destination.Port())
+	s := w.spec.Load()
+	r := &record{
+		log: t.log, direction: "outbound", start: time.Now(),
+		source:      party{workload: s.name, identity: s.identity.String(), address: client},
+		destination: party{address: destination},
+	}
+	route, err := w.routes.lookup(t.hard, destination)
+	if err != nil {
+		reset(app)
+		t.noise.log(t.log, slog.LevelWarn, "connection reset: no route",
+			"source.workload", s.name, "source.addr", client.String(), "destination.addr", destination.String(), "error", err)
+		return
+	}
+	e := route.pick()
+	r.policy = e.reason
+	r.destination.workload = e.workload
+	if e.action == control.Action_ACTION_REFUSE {
+		reset(app)
+		r.refused(e.reason)
+		return
+	}
+	r.destination.address = e.address
+	stats, err := t.carry(w, s, app, e, r)
+	r.complete(stats, err)
+}
+
+// carry relays app to an endpoint, and closes app in any case.
+func (t *tunnel) carry(w *workload, s *spec, app *net.TCPConn, e endpoint, r *record) (hbone.Stats, error) {
+	if e.action == control.Action_ACTION_DIRECT {
+		r.carried = carriedPlaintext
+		return t.carryDirect(w, s, app, e, r)
+	}
+	r.destination.identity = e.identity.String()
+	if e.local != 0 && t.SameNode == SameNodeSplice {
+		r.carried = carriedSameNode
+		return t.carrySameNode(s, app, e, r)
+	}
+	r.carried = carriedMTLS
+	return t.carryHBONE(w, s, app, e, r)
+}
+
+func (t *tunnel) carryDirect(w *workload, s *spec, app *net.TCPConn, e endpoint, r *record) (hbone.Stats, error) {
+	peer, err := t.dialFrom(t.hard, w, s, r.source.address.Addr(), e.address)
+	if err != nil {
+		reset(app)
+		return hbone.Stats{}, err
+	}
+	r.open()
+	return splice(t.hard, app, peer)
+}
+
+func (t *tunnel) carryHBONE(w *workload, s *spec, app *net.TCPConn, e endpoint, r *record) (hbone.Stats, error) {
+	stream, release, err := t.stream(w, s, e, r.source.address)
+	if err != nil {
+		reset(app)
+		return hbone.Stats{}, err
+	}
+	defer release()
+	r.open()
+	return stream.Relay(app)
+}
+
+func (t *tunnel) stream(w *workload, s *spec, e endpoint, client netip.AddrPort) (*hbone.Stream, func(), error) {
+	// Also for a connection of the pool: it was made with a certificate that may have expired since.
+	if _, err := t.ids.certificate(s.identity); err != nil {
+		t.noise.log(t.log, slog.LevelError, "no new mTLS connections: certificate missing or expired", "workload", s.name, "error", err)
+		return nil, nil, err
+	}
+	source, err := s.source(client.Addr(), e.address.Addr())
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(t.hard, streamTimeout)
+	defer cancel()
+	key := poolKey{
+		workload: w.id, source: s.identity, destination: e.identity,
+		address: netip.AddrPortFrom(e.address.Addr(), hbonePort), sourceIP: source,
+	}
+	stream, release, err := t.pool.connect(ctx, key, hbone.Request{
+		Authority: e.address.String(),
+		Forwarded: "for=" + strconv.Quote(client.String()),
+	})
+	if status := (*hbone.StatusError)(nil); errors.As(err, &status) {
+		return nil, nil, fmt.Errorf("peer's tunnel: %w", err)
+	}
+	return stream, release, err
+}
+
+// dialFrom connects a socket of the workload's reserve.
+func (t *tunnel) dialFrom(ctx context.Context, w *workload, s *spec, client netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	source, err := s.source(client, to.Addr())
+	if err != nil {
+		return nil, err
+	}
+	f, err := w.reserve(to.Addr()).get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	if err := bindAddress(f, source); err != nil {
+		return nil, err
+	}
+	return connectSocket(ctx, f, to)
+}
+
+// dialPool makes a connection for the pool.
+func (t *tunnel) dialPool(ctx context.Context, key poolKey) (*hbone.Conn, time.Time, error) {
+	w := t.workload(key.workload)
+	if w == nil {
+		return nil, time.Time{}, errWorkloadGone
+	}
+	var h handshake
+	config, err := t.ids.clientTLS(key.source, key.destination, &h)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	tcp, err := t.dialFrom(ctx, w, w.spec.Load(), key.sourceIP, key.address)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	conn, err := hbone.Client(ctx, tcp, config, hbone.Config{Budget: t.budget, Logger: t.log})
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	logHandshake(t.log, "outbound", key.source.String(), key.destination.String(), h, tcp.RemoteAddr())
+	return conn, h.expires, nil
+}

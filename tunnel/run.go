@@ -1,0 +1,220 @@
+// Package tunnel is the unprivileged half of Culvert: it accepts the connections that the kernel redirects,
+// carries them through mutual TLS, and knows only what the agent tells it.
+//
+//	app --> outbound listener --> route --+--> HBONE pool --> stream --> (the other node)
+//	                                      +--> same node: delivery socket
+//	                                      +--> direct: socket of the pod
+//	(the other node) --> HBONE listener --> CONNECT --> delivery socket --> app
+//
+// Every socket that it connects was made by the agent inside the pod's network namespace. When the agent
+// goes away the tunnel keeps what it has and goes on serving.
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/culvert-mesh/culvert/tunnel/control"
+	"github.com/culvert-mesh/culvert/tunnel/hbone"
+)
+
+const (
+	hbonePort     = 15008
+	maxHandshakes = 1024  // of one workload, inbound
+	maxPeers      = 4096  // HBONE connections of one workload, inbound
+	maxRelays     = 65536 // of one workload, outbound
+	budgetBytes   = 256 << 20
+)
+
+// Redirection reads and writes the kernel's side of a redirected connection.
+type Redirection interface {
+	// OriginalDestination is where the application wanted to go.
+	OriginalDestination(*net.TCPConn) (netip.AddrPort, error)
+	// Deliver prepares a bound socket, which is then connected to the client's address, to reach the
+	// pod's own port instead.
+	Deliver(fd int, appPort uint16) error
+	Close() error
+}
+
+// SameNodeMode says how two pods of this node are joined.
+type SameNodeMode int
+
+const (
+	SameNodeSplice SameNodeMode = iota // authorised as on the wire, joined by splice(2)
+	SameNodeMTLS                       // ciphertext everywhere
+)
+
+// Options of Run.
+type Options struct {
+	ControlPath string
+	// Redirect makes a Redirection of the descriptors of the agent's Welcome, which it owns from then on.
+	Redirect     func(files []*os.File) (Redirection, error)
+	Logger       *slog.Logger // nil discards
+	SameNode     SameNodeMode
+	DrainTimeout time.Duration // how long open connections may go on after the end (5 s)
+	AgentGrace   time.Duration // how long a new agent has to announce a workload (30 s)
+}
+
+// tunnel is the state of one Run. Lock order: tunnel.mu, workload.mu, then reserve.mu or routes.mu; the
+// pool's lock is never held together with another.
+type tunnel struct {
+	Options
+	log    *slog.Logger
+	grace  time.Duration
+	ids    *identities
+	pool   *pool
+	budget *hbone.Budget
+	group  sync.WaitGroup  // everything but what open connections run in
+	open   sync.WaitGroup  // open connections
+	soft   context.Context // ends when no new work is taken
+	hard   context.Context // ends when open connections must end
+
+	redirection redirectionHolder
+	deliveries  deliveries
+	noise       noise
+
+	mu        sync.RWMutex
+	workloads map[uint64]*workload
+
+	current atomic.Pointer[session] // nil while there is no agent
+}
+
+// Run serves until ctx ends, then lets open connections finish for a while, and returns once everything
+// it started has ended. It reconnects to the agent for ever.
+func Run(ctx context.Context, options Options) error {
+	if options.ControlPath == "" || options.Redirect == nil {
+		return errors.New("tunnel: control path and redirection are required")
+	}
+	hard, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	t := newTunnel(ctx, hard, options)
+	t.group.Go(func() { t.pool.run(ctx) })
+	t.keepSession(ctx)
+
+	t.closeWorkloads()
+	t.group.Wait() // nothing is accepted any more
+	t.drain(cancel)
+	t.pool.close()
+	return t.redirection.close()
+}
+
+func newTunnel(soft, hard context.Context, options Options) *tunnel {
+	t := &tunnel{
+		Options:   options,
+		log:       options.Logger,
+		grace:     options.AgentGrace,
+		ids:       newIdentities(),
+		budget:    hbone.NewBudget(budgetBytes),
+		soft:      soft,
+		hard:      hard,
+		workloads: map[uint64]*workload{},
+	}
+	if t.log == nil {
+		t.log = slog.New(slog.DiscardHandler)
+	}
+	if t.grace <= 0 {
+		t.grace = 30 * time.Second
+	}
+	if t.DrainTimeout <= 0 {
+		t.DrainTimeout = 5 * time.Second
+	}
+	t.pool = newPool(hard, t.dialPool)
+	return t
+}
+
+func (t *tunnel) closeWorkloads() {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, w := range t.workloads {
+		w.close()
+	}
+}
+
+// drain waits for open connections, and ends those that take too long.
+func (t *tunnel) drain(cancel context.CancelFunc) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		t.open.Wait()
+	}()
+	timeout := time.NewTimer(t.DrainTimeout)
+	defer timeout.Stop()
+	select {
+	case <-done:
+	case <-timeout.C:
+		cancel()
+		t.pool.close() // ends the streams that are relayed
+		<-done
+	}
+	cancel()
+}
+
+// accept takes a listener's connections until it closes.
+func (t *tunnel) accept(w *workload, kind control.ListenerKind, l *net.TCPListener) {
+	defer func() { _ = l.Close() }()
+	serve, limit := t.outbound, w.relays
+	if kind == control.ListenerKind_LISTENER_KIND_HBONE {
+		serve, limit = t.inbound, w.handshakes
+	}
+	for {
+		c, err := l.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		if err != nil {
+			t.noise.log(t.log, slog.LevelWarn, "accept failed", "workload", w.spec.Load().name, "error", err)
+			time.Sleep(20 * time.Millisecond) // out of descriptors: the backlog waits meanwhile
+			continue
+		}
+		if kind != control.ListenerKind_LISTENER_KIND_HBONE && kind != control.ListenerKind_LISTENER_KIND_OUTBOUND {
+			reset(c)
+			continue
+		}
+		select {
+		case limit <- struct{}{}:
+		default:
+			reset(c)
+			t.noise.log(t.log, slog.LevelWarn, "connection reset: too many at once", "workload", w.spec.Load().name)
+			continue
+		}
+		t.open.Go(func() { serve(w, c) })
+	}
+}
+
+// redirectionHolder lets a new agent's Redirection take the place of the old one, which is closed once
+// nobody uses it.
+type redirectionHolder struct {
+	mu      sync.RWMutex
+	current Redirection
+}
+
+var errNoRedirection = errors.New("no agent has been heard of yet")
+
+func (h *redirectionHolder) set(r Redirection) error {
+	h.mu.Lock()
+	old := h.current
+	h.current = r
+	h.mu.Unlock()
+	if old == nil {
+		return nil
+	}
+	return old.Close()
+}
+
+func (h *redirectionHolder) use(do func(Redirection) error) error {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if h.current == nil {
+		return errNoRedirection
+	}
+	return do(h.current)
+}
+
+func (h *redirectionHolder) close() error { return h.set(nil) }

@@ -1,0 +1,47 @@
+package tunnel
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/culvert-mesh/culvert/tunnel/control"
+	"github.com/culvert-mesh/culvert/tunnel/hbone"
+)
+
+// carrySameNode joins two pods of this node without TLS: no byte leaves their namespaces and this process.
+// Both identities and the port's mode are checked as they would be on the wire.
+func (t *tunnel) carrySameNode(s *spec, app *net.TCPConn, e endpoint, r *record) (hbone.Stats, error) {
+	peer, release, err := t.deliverSameNode(s, e, r)
+	if err != nil {
+		reset(app)
+		return hbone.Stats{}, err
+	}
+	defer release()
+	r.open()
+	return splice(t.hard, app, peer)
+}
+
+func (t *tunnel) deliverSameNode(s *spec, e endpoint, r *record) (*net.TCPConn, func(), error) {
+	target := t.workload(e.local)
+	if target == nil {
+		return nil, nil, fmt.Errorf("same node: %w", errWorkloadGone)
+	}
+	to := target.spec.Load()
+	if err := t.ids.authorizeLocal(s.identity, e.identity, to.identity); err != nil {
+		return nil, nil, fmt.Errorf("same node: %w", err)
+	}
+	if err := checkPort(to, e.address); err != nil {
+		return nil, nil, fmt.Errorf("same node: %w", err)
+	}
+	r.destination.workload = to.name
+	return t.deliver(t.hard, target, e.address.Addr(), e.address.Port(), r.source.address)
+}
+
+// checkPort says whether a workload takes mTLS on an address of its own.
+func checkPort(s *spec, to netip.AddrPort) error {
+	if m := s.forPort(to.Port()); m.mode == control.Mode_MODE_DISABLE {
+		return fmt.Errorf("port %d of %s does not take mTLS: DISABLE by %s", to.Port(), s.name, m.policy)
+	}
+	return nil
+}
