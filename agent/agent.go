@@ -1,0 +1,190 @@
+// Package agent is the privileged half of a node: it turns what a source tells of the cluster into kernel
+// state and into what the tunnel needs. It never reads a byte that came over the network.
+//
+// One goroutine, the loop of Run, owns all state and decides; sources, sessions, SVID renewals and kernel
+// events reach it through one channel. There are no locks to order.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/culvert-mesh/culvert/agent/datapath"
+	"github.com/culvert-mesh/culvert/agent/enroll"
+	"github.com/culvert-mesh/culvert/agent/identity"
+	"github.com/culvert-mesh/culvert/agent/source"
+	"github.com/culvert-mesh/culvert/policy"
+	"github.com/culvert-mesh/culvert/tunnel/control"
+)
+
+const (
+	// tickInterval is how often pods are checked for having vanished, and failed enrolments retried.
+	tickInterval = 500 * time.Millisecond
+	eventBacklog = 1024
+	maxClosers   = 4
+)
+
+// Options configure an agent. All fields but Logger, Enroll and ClusterDomain are required.
+type Options struct {
+	Node          string // pods with this spec.nodeName are local, and those with none
+	Source        source.Source
+	Issuer        identity.Issuer
+	TrustDomain   spiffeid.TrustDomain
+	Datapath      datapath.Options
+	ControlPath   string         // the unix socket that the tunnel dials
+	TunnelUID     int            // the only user that may be a tunnel
+	MeshRanges    []netip.Prefix // pods and Services: connections there are captured
+	RootNamespace string
+	ClusterDomain string
+	Enroll        enroll.Options
+	Logger        *slog.Logger
+}
+
+// Agent is the state of a running agent, owned by the goroutine of its loop.
+type Agent struct {
+	Options
+	log    *slog.Logger
+	path   *datapath.Datapath
+	keeper *identity.Keeper
+	events chan func()
+	done   <-chan struct{}
+
+	snapshot     *source.Snapshot
+	policies     *policy.Set
+	rules        *policy.RuleSet
+	workloads    map[uint64]*workload
+	byPod        map[string]*workload // "namespace/name"
+	unenrollable map[string]string    // pod -> why, as last logged
+	sessions     map[*session]struct{}
+	sweeps       []sweep
+	closing      sync.WaitGroup
+	closers      chan struct{} // bounds how many pods\' connections are closed at once
+	generation   uint64
+	unresolved   bool // a local pod's namespace is not known: adopted state may be its
+	reported     map[string]string
+}
+
+// Run is the agent. It returns when ctx ends, leaving the kernel state in force for its successor, or when
+// it cannot start.
+func Run(ctx context.Context, o Options) error {
+	path, err := datapath.Open(o.Datapath)
+	if err != nil {
+		return fmt.Errorf("datapath: %w", err)
+	}
+	listener, err := control.Listen(o.ControlPath, control.ListenOptions{UID: o.TunnelUID, GID: o.TunnelUID})
+	if err != nil {
+		return errors.Join(fmt.Errorf("control socket: %w", err), path.Close())
+	}
+	ctx, stop := context.WithCancel(ctx)
+	a := &Agent{
+		Options: o, log: o.Logger, path: path,
+		events: make(chan func(), eventBacklog), done: ctx.Done(),
+		workloads: map[uint64]*workload{}, byPod: map[string]*workload{},
+		unenrollable: map[string]string{}, reported: map[string]string{},
+		sessions: map[*session]struct{}{},
+		closers:  make(chan struct{}, maxClosers),
+	}
+	a.keeper = identity.NewKeeper(o.Issuer, a.log, func(s *x509svid.SVID) { a.post(func() { a.tellSVID(s, slices.Collect(maps.Keys(a.sessions))...) }) })
+
+	var tasks sync.WaitGroup
+	failed := make(chan error, 3)
+	start := func(name string, f func(context.Context) error) {
+		tasks.Go(func() {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				failed <- fmt.Errorf("%s: %w", name, err)
+			}
+		})
+	}
+	start("source", func(ctx context.Context) error {
+		return o.Source.Run(ctx, func(s *source.Snapshot) { a.post(func() { a.apply(s) }) })
+	})
+	start("control socket", func(ctx context.Context) error { return a.acceptSessions(ctx, listener, &tasks) })
+	start("refusals", func(ctx context.Context) error {
+		return path.Refusals(ctx, func(r datapath.Refusal) { a.postOrDrop(func() { a.refused(r) }) })
+	})
+	a.log.Info("agent started", "node", o.Node, "trust_domain", o.TrustDomain.Name())
+	err = a.loop(ctx, failed)
+	stop()
+	err = errors.Join(err, listener.Close())
+	tasks.Wait()
+	a.keeper.Close()
+	a.closing.Wait()
+	a.release()
+	return errors.Join(err, path.Close())
+}
+
+func (a *Agent) loop(ctx context.Context, failed <-chan error) error {
+	tick := time.NewTicker(tickInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case event := <-a.events:
+			event()
+		case <-tick.C:
+			a.tick()
+		}
+	}
+}
+
+// post hands an event to the loop, and waits for room unless the agent ends.
+func (a *Agent) post(event func()) {
+	select {
+	case a.events <- event:
+	case <-a.done:
+	}
+}
+
+// postOrDrop is for events that an outsider can cause at will.
+func (a *Agent) postOrDrop(event func()) {
+	select {
+	case a.events <- event:
+	default:
+	}
+}
+
+// tick notices what sends no event.
+func (a *Agent) tick() {
+	a.runSweeps(time.Now())
+	for _, w := range a.workloads {
+		if !w.netns.Present() {
+			a.log.Warn("network namespace vanished", "workload", w.pod.Ref(), "netns", w.pod.NetnsPath)
+			a.unenroll(w)
+		}
+	}
+	if a.snapshot != nil && a.unresolved {
+		a.enrollPods()
+	}
+}
+
+// release closes what the process holds and leaves the kernel's state as it is.
+func (a *Agent) release() {
+	for s := range a.sessions {
+		s.conn.Close()
+	}
+	for _, w := range a.workloads {
+		w.close()
+	}
+}
+
+// reportOnce logs a condition when it appears or changes, not at every look.
+func (a *Agent) reportOnce(key string, err error) {
+	if a.reported[key] == err.Error() {
+		return
+	}
+	a.reported[key] = err.Error()
+	a.log.Error("cannot be used; what was in force stays", "object", key, "error", err)
+}

@@ -1,0 +1,136 @@
+package agent
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/culvert-mesh/culvert/agent/source"
+	"github.com/culvert-mesh/culvert/policy"
+	"github.com/culvert-mesh/culvert/tunnel/control"
+)
+
+const (
+	serverAddress  = "10.1.0.2"
+	legacyAddress  = "10.1.0.3"
+	serviceAddress = "10.2.0.1"
+	clientID       = 7
+)
+
+// routing is an agent with one local client, an enrolled server behind a Service, and a pod outside the mesh.
+func routing(policies []policy.PeerAuthentication, rules []policy.DestinationRule) *Agent {
+	address := netip.MustParseAddr
+	client := source.Pod{Namespace: "web", Name: "client", ServiceAccount: "client", Addresses: []netip.Addr{address("10.1.0.1")}}
+	snapshot := source.NewSnapshot(source.Contents{
+		Namespaces: []source.Namespace{{Name: "web", Labels: map[string]string{"istio.io/dataplane-mode": "ambient"}}},
+		Pods: []source.Pod{client,
+			{Namespace: "web", Name: "server", ServiceAccount: "server", Addresses: []netip.Addr{address(serverAddress)}},
+			{Namespace: "old", Name: "legacy", ServiceAccount: "default", Addresses: []netip.Addr{address(legacyAddress)}},
+		},
+		Services: []source.Service{
+			{Namespace: "web", Name: "server", Addresses: []netip.Addr{address(serviceAddress)}, Ports: []source.ServicePort{
+				{Port: 80, Endpoints: []netip.AddrPort{netip.MustParseAddrPort(serverAddress + ":8080")}},
+				{Port: 81},
+			}},
+			{Namespace: "old", Name: "legacy", Addresses: []netip.Addr{address("10.2.0.2")}, Ports: []source.ServicePort{
+				{Port: 80, Endpoints: []netip.AddrPort{netip.MustParseAddrPort(legacyAddress + ":8080")}},
+			}},
+		},
+		Policies: policies, Rules: rules,
+	})
+	w := &workload{id: clientID, pod: &snapshot.Pods[0]}
+	return &Agent{
+		Options:   Options{TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local")},
+		snapshot:  snapshot,
+		policies:  policy.NewSet("istio-system", policies),
+		rules:     policy.NewRuleSet("istio-system", "cluster.local", rules),
+		workloads: map[uint64]*workload{clientID: w},
+		byPod:     map[string]*workload{"web/client": w},
+	}
+}
+
+func rule(host string, mode policy.TLSMode) []policy.DestinationRule {
+	return []policy.DestinationRule{{Namespace: "web", Name: "rule", Host: host, TLS: &policy.ClientTLS{Mode: mode}}}
+}
+
+func TestRouteFollowsModeAndDestinationRule(t *testing.T) {
+	const server, legacy = "server.web.svc.cluster.local", "legacy.old.svc.cluster.local"
+	disable := []policy.PeerAuthentication{{Namespace: "web", Name: "off", Mode: policy.Disable}}
+	strict := []policy.PeerAuthentication{{Namespace: "web", Name: "on", Mode: policy.Strict}}
+	tests := map[string]struct {
+		policies []policy.PeerAuthentication
+		rules    []policy.DestinationRule
+		to       string
+		want     control.Action
+	}{
+		"enrolled pod by its address":           {to: serverAddress + ":8080", want: control.Action_ACTION_HBONE},
+		"enrolled pod by its Service":           {to: serviceAddress + ":80", want: control.Action_ACTION_HBONE},
+		"STRICT pod":                            {policies: strict, to: serviceAddress + ":80", want: control.Action_ACTION_HBONE},
+		"DISABLE pod gets plaintext":            {policies: disable, to: serviceAddress + ":80", want: control.Action_ACTION_DIRECT},
+		"pod outside the mesh":                  {to: legacyAddress + ":8080", want: control.Action_ACTION_DIRECT},
+		"address that nothing explains":         {to: "10.1.0.99:80", want: control.Action_ACTION_DIRECT},
+		"rule DISABLE":                          {rules: rule(server, policy.TLSDisable), to: serviceAddress + ":80", want: control.Action_ACTION_DIRECT},
+		"rule ISTIO_MUTUAL":                     {rules: rule(server, policy.TLSIstioMutual), to: serviceAddress + ":80", want: control.Action_ACTION_HBONE},
+		"rule MUTUAL without certificates":      {rules: rule(server, policy.TLSMutual), to: serviceAddress + ":80", want: control.Action_ACTION_HBONE},
+		"rule ISTIO_MUTUAL, host not in mesh":   {rules: rule(legacy, policy.TLSIstioMutual), to: "10.2.0.2:80", want: control.Action_ACTION_REFUSE},
+		"rule ISTIO_MUTUAL, workload DISABLE":   {policies: disable, rules: rule(server, policy.TLSIstioMutual), to: serviceAddress + ":80", want: control.Action_ACTION_REFUSE},
+		"rule SIMPLE is refused, not plaintext": {rules: rule(server, policy.TLSSimple), to: serviceAddress + ":80", want: control.Action_ACTION_REFUSE},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			a := routing(test.policies, test.rules)
+			answer, _ := a.resolve(destination{clientID, netip.MustParseAddrPort(test.to)})
+			if len(answer.Endpoints) != 1 {
+				t.Fatalf("%d endpoints (%s), want 1", len(answer.Endpoints), answer.Reason)
+			}
+			e := answer.Endpoints[0]
+			if e.Action != test.want {
+				t.Errorf("action %s because of %q, want %s", e.Action, e.Reason, test.want)
+			}
+			if (e.Identity != "") != (test.want == control.Action_ACTION_HBONE) {
+				t.Errorf("identity %q with action %s", e.Identity, e.Action)
+			}
+		})
+	}
+}
+
+func TestRouteWithoutEndpointSaysWhy(t *testing.T) {
+	a := routing(nil, nil)
+	for _, to := range []string{serviceAddress + ":81", serviceAddress + ":9"} {
+		answer, known := a.resolve(destination{clientID, netip.MustParseAddrPort(to)})
+		if len(answer.Endpoints) != 0 || answer.Reason == "" || !known {
+			t.Errorf("%s: endpoints %v, reason %q, known %v", to, answer.Endpoints, answer.Reason, known)
+		}
+	}
+}
+
+func TestRouteForUnknownWorkloadOpensNothing(t *testing.T) {
+	answer, _ := routing(nil, nil).resolve(destination{99, netip.MustParseAddrPort(legacyAddress + ":80")})
+	if len(answer.Endpoints) != 0 {
+		t.Errorf("got endpoints %v", answer.Endpoints)
+	}
+}
+
+func TestUnknownDestinationIsNotAnsweredAtOnce(t *testing.T) {
+	_, known := routing(nil, nil).resolve(destination{clientID, netip.MustParseAddrPort("10.1.0.99:80")})
+	if known {
+		t.Error("an address that nothing explains counts as known")
+	}
+}
+
+func TestSampleIsBoundedAndStable(t *testing.T) {
+	var all []netip.AddrPort
+	for i := range 5000 {
+		all = append(all, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 80))
+	}
+	first, second := sample(all), sample(all)
+	if len(first) != maxEndpoints {
+		t.Fatalf("%d endpoints, want %d", len(first), maxEndpoints)
+	}
+	for i := range first {
+		if first[i] != second[i] {
+			t.Fatal("two samples of one list differ")
+		}
+	}
+}

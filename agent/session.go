@@ -1,0 +1,279 @@
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/culvert-mesh/culvert/agent/datapath"
+	"github.com/culvert-mesh/culvert/tunnel/control"
+)
+
+const (
+	protocolVersion = 1
+	// outgoingBacklog is how many messages may wait for a tunnel; one that falls further behind is cut off
+	// and starts anew with the whole state.
+	outgoingBacklog = 4096
+)
+
+// session is one connected tunnel. routes is the loop's.
+type session struct {
+	conn   *control.Conn
+	queue  chan outgoing
+	gone   chan struct{}
+	routes map[destination]*control.Route
+}
+
+// outgoing is a message and what it carries. release, if any, runs once it was sent or dropped.
+type outgoing struct {
+	message *control.FromAgent
+	files   []*os.File
+	release func()
+}
+
+func (o outgoing) done() {
+	if o.release != nil {
+		o.release()
+	}
+}
+
+// send queues a message; a tunnel that does not keep up is disconnected. Called by the loop only.
+func (s *session) send(o outgoing) {
+	select {
+	case s.queue <- o:
+	default:
+		o.done()
+		s.conn.Close()
+	}
+}
+
+// drop disconnects and gives back what was still waiting to be sent.
+func (s *session) drop() {
+	s.conn.Close()
+	for {
+		select {
+		case o := <-s.queue:
+			o.done()
+		default:
+			return
+		}
+	}
+}
+
+func (a *Agent) broadcast(o outgoing) {
+	for s := range a.sessions {
+		s.send(outgoing{message: o.message, files: o.files})
+	}
+}
+
+// acceptSessions lets tunnels in. More than one may be there while one takes over from another.
+func (a *Agent) acceptSessions(ctx context.Context, l *control.Listener, tasks *sync.WaitGroup) error {
+	for {
+		conn, err := l.Accept(ctx)
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := a.admit(conn); err != nil {
+			a.log.Warn("control connection refused", "error", err)
+			conn.Close()
+			continue
+		}
+		s := &session{conn: conn, queue: make(chan outgoing, outgoingBacklog), gone: make(chan struct{}),
+			routes: map[destination]*control.Route{}}
+		tasks.Go(func() { a.write(ctx, s) })
+		tasks.Go(func() { a.read(s) })
+	}
+}
+
+// admit checks who dialled: SVIDs and their keys go down this connection.
+func (a *Agent) admit(conn *control.Conn) error {
+	uid, err := conn.PeerUID()
+	if err != nil {
+		return fmt.Errorf("peer credentials: %w", err)
+	}
+	if int(uid) != a.TunnelUID {
+		return fmt.Errorf("user %d is not the tunnel's user %d", uid, a.TunnelUID)
+	}
+	return nil
+}
+
+func (a *Agent) write(ctx context.Context, s *session) {
+	defer s.drop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.gone:
+			return
+		case o := <-s.queue:
+			err := s.conn.Send(o.message, o.files...)
+			o.done()
+			if err != nil {
+				a.log.Warn("tunnel cannot be told", "error", err)
+				return
+			}
+		}
+	}
+}
+
+func (a *Agent) read(s *session) {
+	a.log.Info("tunnel connected")
+	defer a.post(func() { delete(a.sessions, s) })
+	defer close(s.gone)
+	for {
+		m, files, err := s.conn.ReceiveFromTunnel()
+		closeFiles(files)
+		if err != nil {
+			a.log.Info("tunnel disconnected", "error", err)
+			return
+		}
+		switch m := m.Message.(type) {
+		case *control.FromTunnel_Hello:
+			a.post(func() { a.welcome(s, m.Hello) })
+		case *control.FromTunnel_NeedSockets:
+			a.post(func() { a.sockets(s, m.NeedSockets) })
+		case *control.FromTunnel_RouteRequest:
+			a.post(func() { a.route(s, m.RouteRequest) })
+		}
+	}
+}
+
+// welcome tells a tunnel everything.
+func (a *Agent) welcome(s *session, hello *control.Hello) {
+	if hello.Version != protocolVersion {
+		a.log.Error("tunnel speaks another version", "tunnel", hello.Version, "agent", protocolVersion)
+		s.conn.Close()
+		return
+	}
+	accepted, delivery, err := a.path.TunnelMaps()
+	if err != nil {
+		a.log.Error("tunnel's maps", "error", err)
+		s.conn.Close()
+		return
+	}
+	files := []*os.File{accepted, delivery}
+	s.send(outgoing{
+		message: &control.FromAgent{Message: &control.FromAgent_Welcome{Welcome: &control.Welcome{
+			Version: protocolVersion, Node: a.Node, TrustDomain: a.TrustDomain.Name()}}},
+		files: files, release: func() { closeFiles(files) },
+	})
+	s.send(bundleMessage(a.keeper.Bundle()))
+	a.sessions[s] = struct{}{}
+	for _, svid := range a.keeper.Current() {
+		a.tellSVID(svid, s)
+	}
+	for _, w := range a.workloads {
+		a.announceTo(s, w)
+	}
+}
+
+// tellSVID gives an SVID to the tunnels.
+func (a *Agent) tellSVID(svid *x509svid.SVID, to ...*session) {
+	o, err := svidMessage(svid)
+	if err != nil {
+		a.log.Error("SVID not handed over", "error", err)
+		return
+	}
+	for _, s := range to {
+		s.send(o)
+	}
+}
+
+func (a *Agent) announce(w *workload) {
+	for s := range a.sessions {
+		a.announceTo(s, w)
+	}
+}
+
+// announceTo hands over the workload with its listeners. The descriptors are copies, so that the agent may
+// close its own at any time.
+func (a *Agent) announceTo(s *session, w *workload) {
+	m := workloadMessage(w)
+	var files []*os.File
+	for _, l := range w.listeners {
+		f, err := l.socket.File()
+		if err != nil {
+			a.log.Error("listener not handed over", "workload", w.pod.Ref(), "error", err)
+			continue
+		}
+		files = append(files, f)
+		m.Listeners = append(m.Listeners, l.kind())
+	}
+	s.send(outgoing{
+		message: &control.FromAgent{Message: &control.FromAgent_Workload{Workload: m}},
+		files:   files, release: func() { closeFiles(files) },
+	})
+}
+
+// announceUpdate tells changed modes; the listeners stay.
+func (a *Agent) announceUpdate(w *workload) {
+	a.broadcast(outgoing{message: &control.FromAgent{Message: &control.FromAgent_Workload{Workload: workloadMessage(w)}}})
+}
+
+func (a *Agent) refused(r datapath.Refusal) {
+	w := a.workloads[r.Cookie]
+	if w == nil {
+		return
+	}
+	a.broadcast(outgoing{message: &control.FromAgent{Message: &control.FromAgent_Refused{Refused: &control.Refused{
+		Workload: w.id,
+		Source:   r.Source.Addr().AsSlice(), SourcePort: uint32(r.Source.Port()),
+		Destination: r.Destination.Addr().AsSlice(), DestinationPort: uint32(r.Destination.Port()),
+		Policy: w.policyFor(r.Destination.Port()), Suppressed: r.Suppressed,
+	}}}})
+}
+
+func workloadMessage(w *workload) *control.Workload {
+	m := &control.Workload{
+		Id: w.id, Namespace: w.pod.Namespace, Name: w.pod.Name, ServiceAccount: w.pod.ServiceAccount,
+		Identity:    w.identity.String(),
+		DefaultMode: &control.PortMode{Mode: wireMode(w.modes.Default), Policy: w.decision.Policy.String()},
+	}
+	for _, address := range w.pod.Addresses {
+		m.Addresses = append(m.Addresses, address.Unmap().AsSlice())
+	}
+	for port, mode := range w.modes.Ports {
+		m.PortModes = append(m.PortModes, &control.PortMode{Port: uint32(port), Mode: wireMode(mode), Policy: w.policyFor(port)})
+	}
+	return m
+}
+
+func goneMessage(id uint64) *control.FromAgent {
+	return &control.FromAgent{Message: &control.FromAgent_WorkloadGone{WorkloadGone: &control.WorkloadGone{Id: id}}}
+}
+
+func routeMessage(r *control.Route) outgoing {
+	return outgoing{message: &control.FromAgent{Message: &control.FromAgent_Route{Route: r}}}
+}
+
+// bundleMessage carries the roots of the own trust domain.
+func bundleMessage(b *x509bundle.Bundle) outgoing {
+	m := &control.Bundle{TrustDomain: b.TrustDomain().Name()}
+	for _, root := range b.X509Authorities() {
+		m.Roots = append(m.Roots, root.Raw)
+	}
+	return outgoing{message: &control.FromAgent{Message: &control.FromAgent_Bundle{Bundle: m}}}
+}
+
+// svidMessage carries a certificate chain and its key. The tunnel is the only one that gets to read it.
+func svidMessage(s *x509svid.SVID) (outgoing, error) {
+	key, err := x509.MarshalPKCS8PrivateKey(s.PrivateKey)
+	if err != nil {
+		return outgoing{}, fmt.Errorf("SVID %s: key: %w", s.ID, err)
+	}
+	m := &control.SVID{Identity: s.ID.String(), Key: key}
+	for _, c := range s.Certificates {
+		m.Chain = append(m.Chain, c.Raw)
+	}
+	return outgoing{message: &control.FromAgent{Message: &control.FromAgent_Svid{Svid: m}}}, nil
+}
