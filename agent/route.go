@@ -95,7 +95,7 @@ func (a *Agent) resolve(d destination) (answer *control.Route, known bool) {
 	if service, port := a.headlessService(pod, d.address); service != nil {
 		rule = a.rules.Lookup(policyWorkload(w.pod), policy.Ref{Namespace: service.Namespace, Name: service.Name}, port)
 	}
-	answer.Endpoints = []*control.Endpoint{a.endpoint(d.address, rule)}
+	answer.Endpoints = []*control.Endpoint{a.endpoint(w, d.address, rule)}
 	return answer, pod != nil
 }
 
@@ -108,7 +108,7 @@ func (a *Agent) resolveService(answer *control.Route, w *workload, service *sour
 		for _, e := range sample(p.Endpoints) {
 			// An IPv4 address of a dual-stack Service leads to IPv4 endpoints only.
 			if e.Addr().Is4() == to.Addr().Is4() {
-				answer.Endpoints = append(answer.Endpoints, a.endpoint(e, rule))
+				answer.Endpoints = append(answer.Endpoints, a.endpoint(w, e, rule))
 			}
 		}
 		if len(answer.Endpoints) == 0 {
@@ -156,7 +156,7 @@ func (a *Agent) headlessService(pod *source.Pod, to netip.AddrPort) (*source.Ser
 
 // endpoint decides how one address is reached: mTLS towards an enrolled pod whose port takes it, plaintext
 // towards others, unless a DestinationRule says otherwise.
-func (a *Agent) endpoint(to netip.AddrPort, rule policy.RuleDecision) *control.Endpoint {
+func (a *Agent) endpoint(from *workload, to netip.AddrPort, rule policy.RuleDecision) *control.Endpoint {
 	e := &control.Endpoint{Address: to.Addr().AsSlice(), Port: uint32(to.Port())}
 	pod := a.snapshot.PodByAddress(to.Addr())
 	if pod != nil {
@@ -168,6 +168,9 @@ func (a *Agent) endpoint(to netip.AddrPort, rule policy.RuleDecision) *control.E
 		e.Reason = "DestinationRule " + rule.Rule.String()
 	}
 	switch {
+	case pod != nil && pod.Ref() == from.pod.Ref():
+		// A Service led back to the pod that asked: what stays within a pod is never touched.
+		e.Action, e.Reason = control.Action_ACTION_DIRECT, "the pod itself"
 	case rule.Client == policy.Plaintext:
 		e.Action = control.Action_ACTION_DIRECT
 	case rule.Client == policy.Originate:

@@ -95,6 +95,15 @@ func TestRouteFollowsModeAndDestinationRule(t *testing.T) {
 	}
 }
 
+func TestServiceThatLeadsBackToThePodItselfIsDirect(t *testing.T) {
+	a := routing([]policy.PeerAuthentication{{Namespace: "web", Name: "on", Mode: policy.Strict}}, nil)
+	a.snapshot.Services[0].Ports[0].Endpoints = []netip.AddrPort{netip.MustParseAddrPort("10.1.0.1:8080")}
+	answer, _ := a.resolve(destination{clientID, netip.MustParseAddrPort(serviceAddress + ":80")})
+	if len(answer.Endpoints) != 1 || answer.Endpoints[0].Action != control.Action_ACTION_DIRECT {
+		t.Errorf("got %v", answer)
+	}
+}
+
 func TestRouteWithoutEndpointSaysWhy(t *testing.T) {
 	a := routing(nil, nil)
 	for _, to := range []string{serviceAddress + ":81", serviceAddress + ":9"} {
