@@ -1,0 +1,151 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/culvert-mesh/culvert/agent"
+	"github.com/culvert-mesh/culvert/agent/datapath"
+	"github.com/culvert-mesh/culvert/agent/enroll"
+	"github.com/culvert-mesh/culvert/agent/identity"
+	"github.com/culvert-mesh/culvert/agent/identity/ca"
+	"github.com/culvert-mesh/culvert/agent/source/file"
+)
+
+// minSVIDLife keeps renewals at half life from becoming a load.
+const minSVIDLife = 2 * time.Second
+
+type agentFlags struct {
+	config, node, bpffs, cgroup, controlPath string
+	tunnelUID                                int
+	meshCIDRs                                []string
+	trustDomain, rootNamespace, domain       string
+	svidLife                                 time.Duration
+	caCert, caKey                            string
+	injectionLabel                           bool
+	logging                                  logging
+}
+
+func newAgentCommand() *cobra.Command {
+	var f agentFlags
+	c := &cobra.Command{
+		Use:   "agent --config DIR --mesh-cidr CIDR",
+		Short: "Run the privileged half: policy, BPF programs, identities",
+		Long: `Run the privileged half of a node: it reads the configuration, attaches and updates the BPF programs,
+opens sockets inside pods, fetches SVIDs and hands all that to the tunnel. It needs root. When it ends, what it
+enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' removes it.`,
+		Example: `  culvert agent --config /etc/culvert --node "$(hostname)" --mesh-cidr 10.244.0.0/16 --mesh-cidr 10.96.0.0/12`,
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			options, err := f.options()
+			if err != nil {
+				return err
+			}
+			return agent.Run(c.Context(), options)
+		},
+	}
+	hostname, _ := os.Hostname()
+	flags := c.Flags()
+	flags.StringVar(&f.config, "config", "", "folder of Kubernetes manifests, followed while it changes (required)")
+	flags.StringVar(&f.node, "node", hostname, "this node's name: pods with this spec.nodeName, or with none, are local")
+	registerPlaces(c, &f.bpffs, &f.cgroup)
+	flags.StringVar(&f.controlPath, "control", "/run/culvert/control.sock", "unix socket on which the tunnel finds the agent")
+	flags.IntVar(&f.tunnelUID, "tunnel-uid", 65534, "the one user that may connect as tunnel")
+	flags.StringSliceVar(&f.meshCIDRs, "mesh-cidr", nil, "range of pods or Services, repeatable: pods' connections to it are captured")
+	flags.StringVar(&f.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust domain")
+	flags.StringVar(&f.rootNamespace, "root-namespace", "istio-system", "namespace whose policies hold for the whole mesh")
+	flags.StringVar(&f.domain, "cluster-domain", "cluster.local", "DNS domain of Services, in DestinationRule hosts")
+	flags.DurationVar(&f.svidLife, "svid-ttl", 24*time.Hour, "life of the certificates; renewed at half of it")
+	flags.StringVar(&f.caCert, "ca-cert", "", "PEM file of the root certificate; without it a root of this process alone is made")
+	flags.StringVar(&f.caKey, "ca-key", "", "PEM file of the root's key")
+	flags.BoolVar(&f.injectionLabel, "injection-label", true, "enrol namespaces labelled istio-injection=enabled too")
+	f.logging.register(c)
+	return c
+}
+
+// registerPlaces adds the flags that say where the kernel state lives.
+func registerPlaces(c *cobra.Command, bpffs, cgroup *string) {
+	c.Flags().StringVar(bpffs, "bpffs", "/sys/fs/bpf/culvert", "folder on a BPF file system for what outlives the agent")
+	c.Flags().StringVar(cgroup, "cgroup", "", "cgroup2 folder whose processes are governed (default: where cgroup2 is mounted)")
+}
+
+func (f *agentFlags) options() (agent.Options, error) {
+	var none agent.Options
+	if os.Geteuid() != 0 {
+		return none, errors.New("agent: needs root, to load BPF programs and enter pods' network namespaces")
+	}
+	if f.config == "" {
+		return none, errors.New("agent: --config DIR is required")
+	}
+	if f.svidLife < minSVIDLife {
+		return none, fmt.Errorf("agent: --svid-ttl %s is less than %s", f.svidLife, minSVIDLife)
+	}
+	log, err := f.logging.logger(os.Stderr)
+	if err != nil {
+		return none, err
+	}
+	td, err := spiffeid.TrustDomainFromString(f.trustDomain)
+	if err != nil {
+		return none, fmt.Errorf("--trust-domain %q: %w", f.trustDomain, err)
+	}
+	ranges, err := parsePrefixes(f.meshCIDRs)
+	if err != nil {
+		return none, err
+	}
+	authority, err := f.authority(td)
+	if err != nil {
+		return none, err
+	}
+	return agent.Options{
+		Node:          f.node,
+		Source:        file.New(f.config, file.Options{Logger: log, RootNamespace: f.rootNamespace}),
+		Issuer:        &identity.InProcess{Authority: authority, Life: f.svidLife},
+		TrustDomain:   td,
+		Datapath:      datapath.Options{BPFFS: f.bpffs, Cgroup: f.cgroup, Logger: log},
+		ControlPath:   f.controlPath,
+		TunnelUID:     f.tunnelUID,
+		MeshRanges:    ranges,
+		RootNamespace: f.rootNamespace,
+		ClusterDomain: f.domain,
+		Enroll:        enroll.Options{InjectionLabel: f.injectionLabel},
+		Logger:        log,
+	}, nil
+}
+
+// authority is the CA given by files, or one of this process alone.
+func (f *agentFlags) authority(td spiffeid.TrustDomain) (*ca.Authority, error) {
+	if f.caCert == "" && f.caKey == "" {
+		return ca.New(td)
+	}
+	if f.caCert == "" || f.caKey == "" {
+		return nil, errors.New("agent: --ca-cert and --ca-key go together")
+	}
+	cert, err := os.ReadFile(f.caCert)
+	if err != nil {
+		return nil, fmt.Errorf("--ca-cert: %w", err)
+	}
+	key, err := os.ReadFile(f.caKey)
+	if err != nil {
+		return nil, fmt.Errorf("--ca-key: %w", err)
+	}
+	defer clear(key)
+	return ca.FromPEM(td, cert, key)
+}
+
+func parsePrefixes(texts []string) ([]netip.Prefix, error) {
+	var prefixes []netip.Prefix
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("--mesh-cidr %q: want a range such as 10.244.0.0/16", text)
+		}
+		prefixes = append(prefixes, p.Masked())
+	}
+	return prefixes, nil
+}

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/culvert-mesh/culvert/agent/enroll"
+	"github.com/culvert-mesh/culvert/agent/source"
+	"github.com/culvert-mesh/culvert/policy"
+)
+
+func newExplainCommand() *cobra.Command {
+	var f policyFlags
+	c := &cobra.Command{
+		Use:   "explain -f FILE|FOLDER [-f ...] [NAMESPACE/POD[:PORT]]",
+		Short: "Say which mode holds for each pod and port, and which policy decides it",
+		Long: `Say which mode holds for each pod and port, and which policy decides it.
+
+The manifests may hold anything: Namespaces, Pods, PeerAuthentications and so on are read, other kinds are counted.
+The exit code is 1 if a document could not be used; what could be used is explained all the same.`,
+		Example: `  culvert policy explain -f manifests/
+  kubectl get ns,pods,peerauthentications -A -o yaml | culvert policy explain -f - default/productpage:9080`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			return explain(c, &f, strings.Join(args, ""))
+		},
+	}
+	f.add(c)
+	return c
+}
+
+// explained is one pod of the output. Fields are only ever added to it.
+type explained struct {
+	Namespace      string                 `json:"namespace"`
+	Pod            string                 `json:"pod"`
+	Mode           policy.Mode            `json:"mode"`
+	Ports          map[uint16]policy.Mode `json:"ports"`
+	Policy         string                 `json:"policy"`
+	PortPolicies   map[uint16]string      `json:"portPolicies"`
+	Enrolled       bool                   `json:"enrolled"`
+	EnrolledReason string                 `json:"enrolledReason"`
+	Port           *explainedPort         `json:"port,omitempty"` // the one that was asked for
+	Overridden     []string               `json:"overridden"`     // matching policies that a stronger level overrides
+	Losers         []string               `json:"losers"`         // matching policies without effect: an older one stands on their level
+	Ignored        []string               `json:"ignored"`        // of the root namespace, with a selector, which has no meaning there
+}
+
+type explainedPort struct {
+	Number uint16      `json:"number"`
+	Mode   policy.Mode `json:"mode"`
+	Policy string      `json:"policy"`
+}
+
+func explain(c *cobra.Command, f *policyFlags, target string) error {
+	r := f.read(c)
+	snapshot := source.NewSnapshot(r.Contents)
+	pods := make([]*source.Pod, 0, len(r.Pods))
+	for i := range r.Pods {
+		pods = append(pods, &r.Pods[i])
+	}
+	name, port, hasPort := strings.Cut(target, ":")
+	if target != "" {
+		var err error
+		if pods, err = onlyPod(pods, name); err != nil {
+			return err
+		}
+	}
+	slices.SortFunc(pods, func(a, b *source.Pod) int { return compareNames(a.Namespace, a.Name, b.Namespace, b.Name) })
+	set := policy.NewSet(f.root, r.Policies)
+	out := make([]explained, 0, len(pods))
+	for _, p := range pods {
+		e := explainPod(set, p, enroll.Decide(snapshot.Namespace(p.Namespace), p, f.enroll()))
+		if hasPort {
+			if err := e.ask(set, p, port); err != nil {
+				return err
+			}
+		}
+		out = append(out, e)
+	}
+	if err := printExplained(c.OutOrStdout(), f.output, out, target != ""); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return failed(r)
+}
+
+func onlyPod(pods []*source.Pod, name string) ([]*source.Pod, error) {
+	if strings.Count(name, "/") != 1 {
+		return nil, fmt.Errorf("%q: say which pod as NAMESPACE/POD or NAMESPACE/POD:PORT", name)
+	}
+	for _, p := range pods {
+		if p.Ref() == name {
+			return []*source.Pod{p}, nil
+		}
+	}
+	return nil, fmt.Errorf("pod %s is not in the manifests", name)
+}
+
+func workloadOf(p *source.Pod) policy.Workload {
+	return policy.Workload{Namespace: p.Namespace, Name: p.Name, Labels: p.Labels}
+}
+
+func explainPod(set *policy.Set, p *source.Pod, d enroll.Decision) explained {
+	x := set.Explain(workloadOf(p))
+	e := explained{
+		Namespace: p.Namespace, Pod: p.Name,
+		Mode: x.Mode, Policy: x.Policy.String(),
+		Ports: make(map[uint16]policy.Mode, len(x.Ports)), PortPolicies: make(map[uint16]string, len(x.Ports)),
+		Enrolled: d.Enrolled, EnrolledReason: d.Reason,
+		Overridden: []string{}, Losers: []string{}, Ignored: []string{},
+	}
+	deciding := map[policy.Ref]bool{x.Policy: true}
+	for port, decision := range x.Ports {
+		e.Ports[port] = decision.Mode
+		e.PortPolicies[port] = decision.Policy.String()
+		deciding[decision.Policy] = true
+	}
+	for _, level := range x.Levels {
+		if !deciding[level.Winner] {
+			e.Overridden = append(e.Overridden, level.Winner.String())
+		}
+		for _, loser := range level.Losers {
+			e.Losers = append(e.Losers, loser.String())
+		}
+	}
+	for _, ref := range x.Ignored {
+		e.Ignored = append(e.Ignored, ref.String())
+	}
+	return e
+}
+
+// ask adds the answer for one port, given by number or by the name of a container port.
+func (e *explained) ask(set *policy.Set, p *source.Pod, port string) error {
+	number := p.Ports[port]
+	if number == 0 {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 {
+			return fmt.Errorf("port %q of pod %s: neither a number from 1 to 65535 nor the name of a container port", port, p.Ref())
+		}
+		number = uint16(n)
+	}
+	d := set.Effective(workloadOf(p)).ForPort(number)
+	e.Port = &explainedPort{number, d.Mode, d.Policy.String()}
+	return nil
+}
+
+func printExplained(w io.Writer, format string, all []explained, details bool) error {
+	if format == "json" {
+		return writeJSON(w, all)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NAMESPACE\tPOD\tENROLLED\tMODE\tPORTS\tDECIDED BY")
+	for i := range all {
+		e := &all[i]
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Namespace, e.Pod, yesNo(e.Enrolled), e.Mode, e.portList(), e.Policy)
+	}
+	if err := t.Flush(); err != nil || !details {
+		return err
+	}
+	for i := range all {
+		if err := all[i].details(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func (e *explained) portList() string {
+	if len(e.Ports) == 0 {
+		return "-"
+	}
+	parts := make([]string, 0, len(e.Ports))
+	for _, port := range slices.Sorted(maps.Keys(e.Ports)) {
+		parts = append(parts, fmt.Sprintf("%d=%s", port, e.Ports[port]))
+	}
+	return strings.Join(parts, ",")
+}
+
+// details says in sentences what the table has no room for.
+func (e *explained) details(w io.Writer) error {
+	var b strings.Builder
+	if e.Port != nil {
+		fmt.Fprintf(&b, "\nport %d: %s, decided by %s\n", e.Port.Number, e.Port.Mode, e.Port.Policy)
+	}
+	fmt.Fprintf(&b, "\nenrolled: %s (%s)\n", yesNo(e.Enrolled), e.EnrolledReason)
+	for _, list := range []struct {
+		title string
+		refs  []string
+	}{
+		{"overridden by a stronger level", e.Overridden},
+		{"without effect, an older policy stands on the same level", e.Losers},
+		{"ignored, a selector has no meaning in the root namespace", e.Ignored},
+	} {
+		if len(list.refs) > 0 {
+			fmt.Fprintf(&b, "%s: %s\n", list.title, strings.Join(list.refs, ", "))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}

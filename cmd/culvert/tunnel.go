@@ -1,0 +1,58 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/culvert-mesh/culvert/agent/datapath/flows"
+	"github.com/culvert-mesh/culvert/tunnel"
+)
+
+func newTunnelCommand() *cobra.Command {
+	var (
+		options  tunnel.Options
+		sameNode string
+		logs     logging
+	)
+	c := &cobra.Command{
+		Use:   "tunnel",
+		Short: "Run the unprivileged half: mutual TLS and HBONE",
+		Long: `Run the unprivileged half of a node: it takes listeners, sockets and identities from the agent and does
+TLS and HTTP/2. It needs no capability; run it as a user of its own.`,
+		Example: `  culvert tunnel --control /run/culvert/control.sock`,
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			if options.Logger, err = logs.logger(os.Stderr); err != nil {
+				return err
+			}
+			switch sameNode {
+			case "splice":
+				options.SameNode = tunnel.SameNodeSplice
+			case "mtls":
+				options.SameNode = tunnel.SameNodeMTLS
+			default:
+				return fmt.Errorf("--same-node %q: want splice or mtls", sameNode)
+			}
+			options.Redirect = openFlows
+			return tunnel.Run(c.Context(), options)
+		},
+	}
+	flags := c.Flags()
+	flags.StringVar(&options.ControlPath, "control", "/run/culvert/control.sock", "unix socket of the agent")
+	flags.StringVar(&sameNode, "same-node", "splice", "between pods of this node: splice (identities checked, no TLS) or mtls")
+	flags.DurationVar(&options.DrainTimeout, "drain-timeout", 5*time.Second, "how long open connections may go on when asked to stop")
+	logs.register(c)
+	return c
+}
+
+// openFlows takes the two maps that the agent hands to a tunnel.
+func openFlows(files []*os.File) (tunnel.Redirection, error) {
+	if len(files) != 2 {
+		return nil, errors.New("agent handed over no maps")
+	}
+	return flows.New(files[0], files[1])
+}
