@@ -25,7 +25,7 @@ const (
 func build(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root: makes network namespaces and attaches BPF programs")
 	}
 	binary := filepath.Join(t.TempDir(), "culvert")
 	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../cmd/culvert").CombinedOutput()

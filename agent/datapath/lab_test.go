@@ -104,7 +104,7 @@ const wait = 3 * time.Second
 func newLab(t *testing.T, m policy.Modes) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root: makes network namespaces and attaches BPF programs")
 	}
 	l := &lab{t: t, opts: Options{BPFFS: mountBPFFS(t), Cgroup: os.Getenv(cgroupEnv)}}
 	l.pod, l.client = newNetns(t), newNetns(t)

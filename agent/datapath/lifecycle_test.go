@@ -20,7 +20,7 @@ import (
 
 func TestProbe(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root: makes network namespaces and attaches BPF programs")
 	}
 	for _, f := range Probe() {
 		if f.Err != nil {
@@ -31,7 +31,7 @@ func TestProbe(t *testing.T) {
 
 func TestOpenNamesWhatIsWrong(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root: makes network namespaces and attaches BPF programs")
 	}
 	if _, err := Open(Options{BPFFS: t.TempDir(), Cgroup: os.Getenv(cgroupEnv)}); err == nil || !strings.Contains(err.Error(), "not a bpf file system") {
 		t.Errorf("Open on an ordinary folder: %v", err)

@@ -83,7 +83,7 @@ func (m *Mesh) writeCluster() error {
 	if err := t.Execute(&text, data); err != nil {
 		return fmt.Errorf("demo: manifest: %w", err)
 	}
-	return m.writeManifest("cluster.yaml", text.Bytes())
+	return m.WriteManifest("cluster.yaml", text.Bytes())
 }
 
 // setPolicies makes the config folder hold exactly these policies besides the cluster, and
@@ -97,7 +97,7 @@ func (m *Mesh) setPolicies(names []string) (changed bool, err error) {
 		if _, err := os.Stat(filepath.Join(m.configDir, name+".yaml")); err == nil {
 			continue
 		}
-		if err := m.writeManifest(name+".yaml", text); err != nil {
+		if err := m.WriteManifest(name+".yaml", text); err != nil {
 			return changed, err
 		}
 		changed = true
@@ -119,8 +119,8 @@ func (m *Mesh) setPolicies(names []string) (changed bool, err error) {
 	return changed, nil
 }
 
-// writeManifest replaces a manifest as editors and config managers do it: whole, by renaming.
-func (m *Mesh) writeManifest(name string, text []byte) error {
+// WriteManifest replaces a manifest as editors and config managers do it: whole, by renaming.
+func (m *Mesh) WriteManifest(name string, text []byte) error {
 	path := filepath.Join(m.configDir, name)
 	temporary := filepath.Join(m.configDir, "."+name)
 	if err := os.WriteFile(temporary, text, 0o600); err != nil {

@@ -60,6 +60,10 @@ func (m *Mesh) tunnelEvidence(c check, a Attempt, begin time.Time, version int) 
 				if !a.OK && m.isAt(l.get("source"), c.from, version, 0) && m.isAt(l.get("destination"), c.to, version, c.port) {
 					e.logged, e.decided = true, l.get("policy")
 				}
+			case "connection refused":
+				if a.Local != "" && sameAddrPort(l.get("source.addr"), a.Local) {
+					e.logged, e.decided = true, l.get("reason")
+				}
 			case "connection open", "connection complete":
 				if a.Local != "" && sameAddrPort(l.get("source.addr"), a.Local) {
 					e.add(l)

@@ -72,7 +72,7 @@ func play(role string, args []string) error {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root: makes network namespaces and attaches BPF programs")
 	}
 }
 
