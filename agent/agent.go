@@ -32,6 +32,7 @@ const (
 	tickInterval = 500 * time.Millisecond
 	eventBacklog = 1024
 	maxClosers   = 4
+	maxSessions  = 16
 )
 
 // Options configure an agent. All fields but Logger, Enroll and ClusterDomain are required.
@@ -70,20 +71,24 @@ type Agent struct {
 	closing      sync.WaitGroup
 	closers      chan struct{} // bounds how many pods\' connections are closed at once
 	generation   uint64
-	unresolved   bool // a local pod's namespace is not known: adopted state may be its
+	unresolved   bool                 // a local pod's namespace is not known: state without an owner may be its
+	moved        bool                 // pods came or went since routes were last told
+	incomplete   bool                 // the kernel did not take all of it
+	problems     map[problem]struct{} // of the source, as last logged
 	reported     map[string]string
 }
 
 // Run is the agent. It returns when ctx ends, leaving the kernel state in force for its successor, or when
 // it cannot start.
 func Run(ctx context.Context, o Options) error {
-	path, err := datapath.Open(o.Datapath)
-	if err != nil {
-		return fmt.Errorf("datapath: %w", err)
-	}
+	// First: where another agent answers, its programs are not to be touched.
 	listener, err := control.Listen(o.ControlPath, control.ListenOptions{UID: o.TunnelUID, GID: o.TunnelUID})
 	if err != nil {
-		return errors.Join(fmt.Errorf("control socket: %w", err), path.Close())
+		return fmt.Errorf("control socket: %w", err)
+	}
+	path, err := datapath.Open(o.Datapath)
+	if err != nil {
+		return errors.Join(fmt.Errorf("datapath: %w", err), listener.Close())
 	}
 	ctx, stop := context.WithCancel(ctx)
 	a := &Agent{
@@ -94,7 +99,13 @@ func Run(ctx context.Context, o Options) error {
 		sessions: map[*session]struct{}{},
 		closers:  make(chan struct{}, maxClosers),
 	}
-	a.keeper = identity.NewKeeper(o.Issuer, a.log, func(s *x509svid.SVID) { a.post(func() { a.tellSVID(s, slices.Collect(maps.Keys(a.sessions))...) }) })
+	a.keeper = identity.NewKeeper(o.Issuer, a.log, func(s *x509svid.SVID) {
+		a.post(func() {
+			if a.keeper.Uses(s.ID) {
+				a.tellSVID(s, slices.Collect(maps.Keys(a.sessions))...)
+			}
+		})
+	})
 
 	var tasks sync.WaitGroup
 	failed := make(chan error, 3)
@@ -162,11 +173,29 @@ func (a *Agent) tick() {
 	for _, w := range a.workloads {
 		if !w.netns.Present() {
 			a.log.Warn("network namespace vanished", "workload", w.pod.Ref(), "netns", w.pod.NetnsPath)
-			a.unenroll(w)
+			// Only its name may be gone, or another have taken it: what is enforced there stays until it is
+			// known where the pod is.
+			a.letGo(w)
+			a.unresolved = true
 		}
 	}
 	if a.snapshot != nil && a.unresolved {
-		a.enrollPods()
+		a.enrollPods(a.wantedPods())
+	}
+	if a.snapshot != nil && a.incomplete {
+		a.retry()
+	}
+	if a.moved {
+		a.updateRoutes()
+	}
+}
+
+// retry writes again what the kernel did not take at the last snapshot, for want of room perhaps.
+func (a *Agent) retry() {
+	a.incomplete = false
+	a.capture()
+	for _, w := range a.workloads {
+		a.applyModes(w)
 	}
 }
 
@@ -178,6 +207,21 @@ func (a *Agent) release() {
 	for _, w := range a.workloads {
 		w.close()
 	}
+}
+
+type problem struct{ object, err string }
+
+// reportProblems logs what the source could not use, each when it appears.
+func (a *Agent) reportProblems(all []source.Problem) {
+	now := make(map[problem]struct{}, len(all))
+	for _, p := range all {
+		key := problem{p.Object, p.Err.Error()}
+		if _, known := a.problems[key]; !known {
+			a.log.Error("cannot be used; what was in force stays", "object", p.Object, "error", p.Err)
+		}
+		now[key] = struct{}{}
+	}
+	a.problems = now
 }
 
 // reportOnce logs a condition when it appears or changes, not at every look.

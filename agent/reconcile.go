@@ -28,23 +28,31 @@ func (a *Agent) apply(s *source.Snapshot) {
 	a.snapshot = s
 	a.policies = policy.NewSet(a.RootNamespace, s.Policies)
 	a.rules = policy.NewRuleSet(a.RootNamespace, a.ClusterDomain, s.Rules)
-	for _, p := range s.Problems {
-		a.reportOnce(p.Object, p.Err)
+	a.reportProblems(s.Problems)
+	a.capture()
+	wanted := a.wantedPods()
+	for ref, w := range a.byPod {
+		// New policies go with the new labels: with the old ones they might open what neither opens.
+		if pod := wanted[ref]; pod != nil && samePlace(pod, w.pod) {
+			w.pod = pod
+			a.applyModes(w)
+		}
 	}
-	if err := a.path.SetCaptured(a.captured()); err != nil {
-		a.log.Error("captured addresses not set", "error", err)
-	}
-	for _, w := range a.workloads {
-		a.applyModes(w)
-	}
-	a.enrollPods()
-	for _, w := range a.workloads {
-		a.applyModes(w)
-	}
+	a.enrollPods(wanted)
 	a.updateRoutes()
 	a.generation++
 	a.log.Info("snapshot applied", "generation", a.generation, "pods", len(s.Pods), "policies", len(s.Policies),
 		"enrolled_here", len(a.workloads), "problems", len(s.Problems), "took", time.Since(begin).String())
+}
+
+func (a *Agent) capture() {
+	const key = "captured addresses"
+	if err := a.path.SetCaptured(a.captured()); err != nil {
+		a.incomplete = true
+		a.reportOnce(key, err)
+		return
+	}
+	delete(a.reported, key)
 }
 
 // captured is what connections are captured for: the mesh's ranges, and what is known outside of them.
@@ -123,6 +131,7 @@ func (a *Agent) applyModes(w *workload) {
 // policyFailed takes over what the kernel enforces now, which is never looser than what was wanted, so that the
 // next snapshot tries again.
 func (a *Agent) policyFailed(w *workload, err error) {
+	a.incomplete = true
 	a.reportOnce("policy of "+w.pod.Ref(), err)
 	modes, found, err := a.path.Policy(w.id)
 	if err != nil || !found {
@@ -157,15 +166,22 @@ func (a *Agent) closePlaintext(w *workload) {
 
 // closeNow runs beside the loop: a pod with many connections must not hold up the policies of others.
 func (a *Agent) closeNow(w *workload) {
-	modes, netns, ref := w.modes, w.netns, w.pod.Ref()
+	modes, ref := w.modes, w.pod.Ref()
 	if !anyStrict(modes) {
 		return
 	}
+	// The workload may close its own meanwhile, and the number then be that of another pod's namespace.
+	netns, err := w.netns.Duplicate()
+	if err != nil {
+		a.log.Error("open plaintext connections not closed", "workload", ref, "error", err)
+		return
+	}
 	a.closing.Go(func() {
+		defer netns.Close()
 		a.closers <- struct{}{}
 		defer func() { <-a.closers }()
 		strict := func(port uint16) bool { return modes.ForPort(port) == policy.Strict }
-		closed, err := a.path.ClosePlaintext(netns.File(), w.id, strict)
+		closed, err := a.path.ClosePlaintext(netns, w.id, strict)
 		if err != nil && !errors.Is(err, os.ErrClosed) {
 			a.log.Error("open plaintext connections not closed", "workload", ref, "error", err)
 		}

@@ -41,7 +41,7 @@ func (a *Agent) route(s *session, r *control.RouteRequest) {
 		delete(s.routes, d)
 		return
 	}
-	if len(s.routes) >= maxRoutes {
+	if _, again := s.routes[d]; !again && len(s.routes) >= maxRoutes {
 		a.log.Warn("tunnel asked for too many routes", "most", maxRoutes)
 		return
 	}
@@ -54,7 +54,8 @@ func (a *Agent) route(s *session, r *control.RouteRequest) {
 	// Not now: enrolment or a pod's address may be a moment behind.
 	time.AfterFunc(unknownWait, func() {
 		a.post(func() {
-			if _, asked := s.routes[d]; !asked {
+			// Before the first snapshot there is nothing to say: the answer follows with it.
+			if _, asked := s.routes[d]; !asked || a.snapshot == nil {
 				return
 			}
 			answer, _ := a.resolve(d)
@@ -66,6 +67,7 @@ func (a *Agent) route(s *session, r *control.RouteRequest) {
 
 // updateRoutes tells each tunnel the answers that became other ones.
 func (a *Agent) updateRoutes() {
+	a.moved = false
 	for s := range a.sessions {
 		for d, was := range s.routes {
 			now, known := a.resolve(d)

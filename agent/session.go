@@ -5,11 +5,15 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/culvert-mesh/culvert/agent/datapath"
@@ -18,9 +22,12 @@ import (
 
 const (
 	protocolVersion = 1
+	acceptPause     = 100 * time.Millisecond
 	// outgoingBacklog is how many messages may wait for a tunnel; one that falls further behind is cut off
 	// and starts anew with the whole state.
 	outgoingBacklog = 4096
+	// maxWaiting bounds the sockets that wait for a tunnel to take them.
+	maxWaiting = 1 << 14
 )
 
 // session is one connected tunnel. routes is the loop's.
@@ -29,6 +36,13 @@ type session struct {
 	queue  chan outgoing
 	gone   chan struct{}
 	routes map[destination]*control.Route
+
+	waiting atomic.Int64 // sockets in the queue
+}
+
+// forgetRoutes drops what was asked for a workload that is gone: no tunnel forgets those one by one.
+func (s *session) forgetRoutes(workload uint64) {
+	maps.DeleteFunc(s.routes, func(d destination, _ *control.Route) bool { return d.workload == workload })
 }
 
 // outgoing is a message and what it carries. release, if any, runs once it was sent or dropped.
@@ -75,13 +89,23 @@ func (a *Agent) broadcast(o outgoing) {
 
 // acceptSessions lets tunnels in. More than one may be there while one takes over from another.
 func (a *Agent) acceptSessions(ctx context.Context, l *control.Listener, tasks *sync.WaitGroup) error {
+	places := make(chan struct{}, maxSessions)
 	for {
 		conn, err := l.Accept(ctx)
 		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			if err == nil {
+				conn.Close()
+			}
 			return nil
 		}
 		if err != nil {
-			return err
+			// Out of descriptors, for one: no reason to end, and the tunnel waits in the backlog.
+			a.log.Error("tunnel not accepted", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
+			continue
 		}
 		if err := a.admit(conn); err != nil {
 			a.log.Warn("control connection refused", "error", err)
@@ -90,8 +114,18 @@ func (a *Agent) acceptSessions(ctx context.Context, l *control.Listener, tasks *
 		}
 		s := &session{conn: conn, queue: make(chan outgoing, outgoingBacklog), gone: make(chan struct{}),
 			routes: map[destination]*control.Route{}}
+		select {
+		case places <- struct{}{}:
+		default:
+			a.log.Warn("control connection refused: too many at once", "most", maxSessions)
+			conn.Close()
+			continue
+		}
 		tasks.Go(func() { a.write(ctx, s) })
-		tasks.Go(func() { a.read(s) })
+		tasks.Go(func() {
+			defer func() { <-places }()
+			a.read(s)
+		})
 	}
 }
 
@@ -128,7 +162,11 @@ func (a *Agent) write(ctx context.Context, s *session) {
 
 func (a *Agent) read(s *session) {
 	a.log.Info("tunnel connected")
-	defer a.post(func() { delete(a.sessions, s) })
+	// What the loop queued after the writer had ended is given back as well.
+	defer a.post(func() {
+		delete(a.sessions, s)
+		s.drop()
+	})
 	defer close(s.gone)
 	for {
 		m, files, err := s.conn.ReceiveFromTunnel()
@@ -263,6 +301,11 @@ func bundleMessage(b *x509bundle.Bundle) outgoing {
 		m.Roots = append(m.Roots, root.Raw)
 	}
 	return outgoing{message: &control.FromAgent{Message: &control.FromAgent_Bundle{Bundle: m}}}
+}
+
+// svidGoneMessage takes an identity back that no pod of the node has any more.
+func svidGoneMessage(id spiffeid.ID) outgoing {
+	return outgoing{message: &control.FromAgent{Message: &control.FromAgent_Svid{Svid: &control.SVID{Identity: id.String()}}}}
 }
 
 // svidMessage carries a certificate chain and its key. The tunnel is the only one that gets to read it.

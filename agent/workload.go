@@ -67,10 +67,9 @@ func (w *workload) address(ipv6 bool) netip.Addr {
 // policyFor is the name of the policy that decides on a port, for messages.
 func (w *workload) policyFor(port uint16) string { return w.decision.ForPort(port).Policy.String() }
 
-// enrollPods brings the enrolled pods of this node in line with the snapshot.
-func (a *Agent) enrollPods() {
+// wantedPods are the pods of this node that the snapshot wants enrolled.
+func (a *Agent) wantedPods() map[string]*source.Pod {
 	wanted := map[string]*source.Pod{}
-	a.unresolved = false
 	for i := range a.snapshot.Pods {
 		pod := &a.snapshot.Pods[i]
 		if pod.Node != "" && pod.Node != a.Node {
@@ -80,13 +79,21 @@ func (a *Agent) enrollPods() {
 			wanted[pod.Ref()] = pod
 		}
 	}
+	return wanted
+}
+
+// enrollPods brings the enrolled pods of this node in line with what is wanted. Where a pod changed its place or
+// its identity, what the kernel enforces stays and is adopted, so that it is never open in between, nor when it
+// cannot be enrolled again.
+func (a *Agent) enrollPods(wanted map[string]*source.Pod) {
+	a.unresolved = false
 	for ref, w := range a.byPod {
-		pod := wanted[ref]
-		if pod == nil || !samePlace(pod, w.pod) {
+		switch pod := wanted[ref]; {
+		case pod == nil:
 			a.unenroll(w)
-			continue
+		case !samePlace(pod, w.pod):
+			a.letGo(w)
 		}
-		w.pod = pod
 	}
 	for ref, pod := range wanted {
 		if a.byPod[ref] != nil {
@@ -145,6 +152,7 @@ func (a *Agent) enrollPod(pod *source.Pod) error {
 		return err
 	}
 	a.workloads[cookie], a.byPod[pod.Ref()] = w, w
+	a.moved = true
 	delete(a.unenrollable, pod.Ref())
 	a.keeper.Use(id)
 	a.announce(w)
@@ -202,18 +210,31 @@ func (a *Agent) unenroll(w *workload) {
 	if err := a.path.Detach(w.id); err != nil {
 		a.log.Error("pod not detached", "workload", w.pod.Ref(), "error", err)
 	}
-	delete(a.workloads, w.id)
-	delete(a.byPod, w.pod.Ref())
-	a.broadcast(outgoing{message: goneMessage(w.id)})
-	a.keeper.Release(w.identity)
-	w.close()
+	a.letGo(w)
 	a.log.Info("pod no longer enrolled", "workload", w.pod.Ref())
 }
 
-// dropAdopted removes what a predecessor left of pods that are no more. While the namespace of a wanted
-// pod is not known, any of it may be that pod's protection, and all of it stays.
+// letGo gives up all of a pod but what the kernel enforces.
+func (a *Agent) letGo(w *workload) {
+	delete(a.workloads, w.id)
+	delete(a.byPod, w.pod.Ref())
+	delete(a.reported, "policy of "+w.pod.Ref())
+	a.moved = true
+	for s := range a.sessions {
+		s.forgetRoutes(w.id)
+	}
+	a.broadcast(outgoing{message: goneMessage(w.id)})
+	if a.keeper.Release(w.identity) {
+		a.broadcast(svidGoneMessage(w.identity))
+	}
+	w.close()
+}
+
+// dropAdopted removes what was left of pods that are no more. While the namespace of a wanted pod is not known,
+// any of it may be that pod's protection, and all of it stays. So it does while an object cannot be read, which may
+// be the pod or its Namespace.
 func (a *Agent) dropAdopted() {
-	if a.unresolved {
+	if a.unresolved || len(a.snapshot.Problems) > 0 {
 		return
 	}
 	cookies, err := a.path.Workloads()
@@ -235,15 +256,26 @@ func (a *Agent) dropAdopted() {
 func (a *Agent) sockets(s *session, need *control.NeedSockets) {
 	const most = 200 // what one message carries
 	answer := &control.Sockets{Workload: need.Workload, Ipv6: need.Ipv6}
-	files, err := a.makeSockets(need.Workload, need.Ipv6, int(min(need.Count, most)))
+	var files []*os.File
+	err := errSocketsWaiting
+	if s.waiting.Load() < maxWaiting {
+		files, err = a.makeSockets(need.Workload, need.Ipv6, int(min(need.Count, most)))
+	}
 	if err != nil {
 		answer.Error = err.Error()
 	}
+	s.waiting.Add(int64(len(files)))
 	s.send(outgoing{
 		message: &control.FromAgent{Message: &control.FromAgent_Sockets{Sockets: answer}},
-		files:   files, release: func() { closeFiles(files) },
+		files:   files,
+		release: func() {
+			closeFiles(files)
+			s.waiting.Add(-int64(len(files)))
+		},
 	})
 }
+
+var errSocketsWaiting = errors.New("too many sockets wait to be taken")
 
 func (a *Agent) makeSockets(id uint64, ipv6 bool, count int) ([]*os.File, error) {
 	w := a.workloads[id]

@@ -1,8 +1,14 @@
 package e2e
 
 import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/e2e/demo"
 )
@@ -83,6 +89,62 @@ func TestPodWhoseNamespaceCannotBeEnteredStopsNothingElse(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A pod that is lost for a while is not open for that while.
+func TestPodThatGetsLostAndFoundStaysStrict(t *testing.T) {
+	m := startMesh(t)
+	strictMesh(t, m)
+	a := attack(t.Context(), m)
+	netns := m.Netns(productpage)
+	cluster, err := m.ReadManifest("cluster.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := otherName(t, netns)
+	steps := []struct {
+		name       string
+		lose, find func() error
+	}{
+		{"its manifest names another namespace",
+			func() error {
+				return m.WriteManifest("cluster.yaml", bytes.ReplaceAll(cluster, []byte(netns), []byte("/run/netns/nowhere")))
+			},
+			func() error { return m.WriteManifest("cluster.yaml", cluster) },
+		},
+		{"the name of its namespace vanishes",
+			func() error { return unix.Unmount(netns, unix.MNT_DETACH) },
+			func() error { return unix.Mount(other, netns, "", unix.MS_BIND, "") },
+		},
+	}
+	for _, step := range steps {
+		t.Run(step.name, func(t *testing.T) {
+			if err := step.lose(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(1200 * time.Millisecond)
+			if err := step.find(); err != nil {
+				t.Fatal(err)
+			}
+			waitFor(t, "mTLS again", func() bool { return reach(t, m) })
+		})
+	}
+	a.stop()
+	checkRepelled(t, a)
+}
+
+// otherName gives a network namespace a second name that goes with the test.
+func otherName(t *testing.T, netns string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "netns")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(netns, path, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(fmt.Errorf("second name of %s: %w", netns, err))
+	}
+	t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+	return path
 }
 
 func strictMesh(t *testing.T, m *demo.Mesh) {

@@ -43,6 +43,8 @@ func (t *tunnel) inbound(w *workload, tcp *net.TCPConn) {
 	case <-conn.Done():
 	case <-t.soft.Done():
 		_ = conn.Shutdown(t.hard)
+	case <-w.ended:
+		_ = conn.Shutdown(t.hard)
 	case <-expired.C:
 		// What is open goes on; for new streams the peer must prove again who it is.
 		_ = conn.Shutdown(t.hard)

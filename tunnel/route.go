@@ -89,7 +89,7 @@ func parseEndpoint(e *control.Endpoint) (endpoint, error) {
 
 // routes are the routes of one workload, asked for on demand and kept while they are used.
 type routes struct {
-	ask func(destination netip.AddrPort, forget bool) // must not block
+	ask func(destination netip.AddrPort, forget bool) (queued bool) // must not block
 
 	mu      sync.Mutex
 	entries map[netip.AddrPort]*list.Element
@@ -103,7 +103,7 @@ type routeEntry struct {
 	asked       time.Time
 }
 
-func newRoutes(ask func(netip.AddrPort, bool)) *routes {
+func newRoutes(ask func(netip.AddrPort, bool) bool) *routes {
 	return &routes{ask: ask, entries: map[netip.AddrPort]*list.Element{}}
 }
 
@@ -170,12 +170,17 @@ func (r *routes) set(destination netip.AddrPort, answer *route) {
 	}
 }
 
-// reconnected asks a new agent for every route that is in use, so that it tells of their changes.
+// reconnected asks a new agent for every route that is in use, so that it tells of their changes. One that cannot be
+// asked for now is dropped and asked for when it is next used: nobody would tell when it is outdated.
 func (r *routes) reconnected() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for destination, element := range r.entries {
-		element.Value.(*routeEntry).asked = time.Now()
-		r.ask(destination, false)
+		entry := element.Value.(*routeEntry)
+		entry.asked = time.Now()
+		if !r.ask(destination, false) && entry.route != nil {
+			r.recent.Remove(element)
+			delete(r.entries, destination)
+		}
 	}
 }

@@ -40,6 +40,9 @@ func (t *tunnel) deliverSameNode(s *spec, e endpoint, r *record) (*net.TCPConn, 
 
 // checkPort says whether a workload takes mTLS on an address of its own.
 func checkPort(s *spec, to netip.AddrPort) error {
+	if to.Port() == hbonePort {
+		return fmt.Errorf("port %d of %s is the tunnel's", to.Port(), s.name)
+	}
 	if m := s.forPort(to.Port()); m.mode == control.Mode_MODE_DISABLE {
 		return fmt.Errorf("port %d of %s does not take mTLS: DISABLE by %s", to.Port(), s.name, m.policy)
 	}

@@ -92,14 +92,16 @@ func (s *session) write(ctx context.Context) {
 
 // post sends a message to the agent without waiting. Without an agent, or with one that has stopped
 // reading, the message is dropped: whatever is still needed is asked for again.
-func (t *tunnel) post(m *control.FromTunnel) {
+func (t *tunnel) post(m *control.FromTunnel) (queued bool) {
 	s := t.current.Load()
 	if s == nil {
-		return
+		return false
 	}
 	select {
 	case s.outbox <- m:
+		return true
 	default:
+		return false
 	}
 }
 

@@ -63,13 +63,14 @@ func TestParseRouteFailsClosed(t *testing.T) {
 }
 
 func TestRoutes(t *testing.T) {
-	asked, forgotten := 0, 0
-	r := newRoutes(func(_ netip.AddrPort, forget bool) {
+	asked, forgotten, full := 0, 0, false
+	r := newRoutes(func(_ netip.AddrPort, forget bool) bool {
 		if forget {
 			forgotten++
 		} else {
 			asked++
 		}
+		return !full
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -93,6 +94,12 @@ func TestRoutes(t *testing.T) {
 	}
 	if len(r.entries) != routeMost || r.recent.Len() != routeMost || forgotten != 1 {
 		t.Errorf("%d entries, %d in order, %d forgotten; want %d, %d, 1", len(r.entries), r.recent.Len(), forgotten, routeMost, routeMost)
+	}
+	r.set(netip.MustParseAddrPort("10.1.0.1:80"), want)
+	full = true
+	r.reconnected()
+	if len(r.entries) != routeMost-1 || r.recent.Len() != routeMost-1 {
+		t.Errorf("%d entries, %d in order; want %d without the answer of the agent that is gone", len(r.entries), r.recent.Len(), routeMost-1)
 	}
 }
 

@@ -96,6 +96,8 @@ type workload struct {
 	peers      chan struct{} // bounds inbound connections that have
 	relays     chan struct{} // bounds outbound connections
 
+	ended chan struct{} // closed with the workload: its peers must connect to what takes its place
+
 	mu        sync.Mutex
 	listeners map[control.ListenerKind][]net.Listener
 	announced uint64 // the session that last told of it
@@ -134,7 +136,11 @@ func drainListener(l net.Listener) {
 func (w *workload) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.gone {
+		return
+	}
 	w.gone = true
+	close(w.ended)
 	for _, ls := range w.listeners {
 		for _, l := range ls {
 			_ = l.Close()
@@ -159,6 +165,7 @@ func (t *tunnel) newWorkload(id uint64) *workload {
 		handshakes: make(chan struct{}, maxHandshakes),
 		peers:      make(chan struct{}, maxPeers),
 		relays:     make(chan struct{}, maxRelays),
+		ended:      make(chan struct{}),
 	}
 	need := func(ipv6 bool) func(uint32) {
 		return func(count uint32) {
@@ -167,8 +174,8 @@ func (t *tunnel) newWorkload(id uint64) *workload {
 		}
 	}
 	w.v4, w.v6 = &reserve{ask: need(false)}, &reserve{ask: need(true)}
-	w.routes = newRoutes(func(destination netip.AddrPort, forget bool) {
-		t.post(&control.FromTunnel{Message: &control.FromTunnel_RouteRequest{RouteRequest: &control.RouteRequest{
+	w.routes = newRoutes(func(destination netip.AddrPort, forget bool) bool {
+		return t.post(&control.FromTunnel{Message: &control.FromTunnel_RouteRequest{RouteRequest: &control.RouteRequest{
 			Workload: id, Address: control.FromAddr(destination.Addr()), Port: uint32(destination.Port()), Forget: forget}}})
 	})
 	return w
@@ -195,12 +202,12 @@ func (t *tunnel) announce(session uint64, m *control.Workload, files []*os.File)
 		t.workloads[m.GetId()] = w
 	}
 	w.spec.Store(s)
-	t.mu.Unlock()
-
 	w.mu.Lock()
 	fresh := w.announced != session
 	w.announced = session
 	w.mu.Unlock()
+	t.mu.Unlock()
+
 	for kind, ls := range listeners {
 		if !w.replace(kind, ls) {
 			closeListeners(ls)
@@ -256,11 +263,14 @@ func (t *tunnel) forget(id uint64) {
 	w := t.workloads[id]
 	delete(t.workloads, id)
 	t.mu.Unlock()
-	if w == nil {
-		return
+	if w != nil {
+		t.end(w)
 	}
+}
+
+func (t *tunnel) end(w *workload) {
 	w.close()
-	t.pool.forget(id)
+	t.pool.forget(w.id)
 }
 
 // forgetOthers drops the workloads that an agent which came back has not announced.
@@ -270,19 +280,21 @@ func (t *tunnel) forgetOthers(ctx context.Context, session uint64) {
 		return
 	case <-time.After(t.grace):
 	}
-	t.mu.RLock()
-	var stale []uint64
+	// Looked at and taken out in one go: what is announced in between must stay.
+	t.mu.Lock()
+	var stale []*workload
 	for id, w := range t.workloads {
 		w.mu.Lock()
 		if w.announced < session {
-			stale = append(stale, id)
+			stale = append(stale, w)
+			delete(t.workloads, id)
 		}
 		w.mu.Unlock()
 	}
-	t.mu.RUnlock()
-	for _, id := range stale {
-		t.log.Info("workload dropped: the agent did not announce it", "workload", t.nameOf(id))
-		t.forget(id)
+	t.mu.Unlock()
+	for _, w := range stale {
+		t.log.Info("workload dropped: the agent did not announce it", "workload", w.spec.Load().name)
+		t.end(w)
 	}
 }
 

@@ -29,7 +29,8 @@ type Netns struct {
 // OpenNetns opens the namespace at path and checks it before anyone uses it: that it is a network
 // namespace, not the agent's own, and that all of addresses are configured in it.
 func OpenNetns(path string, addresses []netip.Addr) (*Netns, error) {
-	file, err := os.Open(path)
+	// Not to hang on what is no namespace but a pipe.
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
@@ -88,6 +89,15 @@ func configuredAddresses() ([]netip.Addr, error) {
 
 // File is the open namespace; it stays n's.
 func (n *Netns) File() *os.File { return n.file }
+
+// Duplicate returns the open namespace once more, for those who may go on when n is closed.
+func (n *Netns) Duplicate() (*os.File, error) {
+	fd, err := unix.FcntlInt(n.file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", n.path, err)
+	}
+	return os.NewFile(uintptr(fd), n.path), nil
+}
 
 // Present reports whether the path still leads to this namespace. A namespace whose name is gone has no pod
 // any more, even though the sockets in it keep it alive.

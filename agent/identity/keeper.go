@@ -22,6 +22,8 @@ type Issuer interface {
 const (
 	minBackoff = 250 * time.Millisecond
 	maxBackoff = 30 * time.Second
+	// issueTimeout ends an attempt at an issuer that does not answer.
+	issueTimeout = 10 * time.Second
 )
 
 // Keeper fetches an SVID for each identity in use and renews it at half its life, with jitter. The old one
@@ -68,18 +70,27 @@ func (k *Keeper) Use(id spiffeid.ID) {
 	}()
 }
 
-// Release drops the SVID of id when its last user has left.
-func (k *Keeper) Release(id spiffeid.ID) {
+// Release drops the SVID of id when its last user has left, and reports whether that was the last.
+func (k *Keeper) Release(id spiffeid.ID) (last bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e := k.kept[id]
 	if e == nil {
-		return
+		return false
 	}
-	if e.users--; e.users == 0 {
-		e.stop()
-		delete(k.kept, id)
+	if e.users--; e.users > 0 {
+		return false
 	}
+	e.stop()
+	delete(k.kept, id)
+	return true
+}
+
+// Uses reports whether id has a user: notify may still bring an SVID of one that had its last.
+func (k *Keeper) Uses(id spiffeid.ID) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.kept[id] != nil
 }
 
 // Current returns the SVIDs that are there.
@@ -109,7 +120,7 @@ func (k *Keeper) Close() {
 func (k *Keeper) keep(ctx context.Context, id spiffeid.ID, e *entry) {
 	backoff := minBackoff
 	for {
-		svid, err := k.issuer.Issue(ctx, id)
+		svid, err := k.issue(ctx, id)
 		wait := backoff
 		switch {
 		case ctx.Err() != nil:
@@ -130,6 +141,12 @@ func (k *Keeper) keep(ctx context.Context, id spiffeid.ID, e *entry) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+func (k *Keeper) issue(ctx context.Context, id spiffeid.ID) (*x509svid.SVID, error) {
+	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
+	defer cancel()
+	return k.issuer.Issue(ctx, id)
 }
 
 func (k *Keeper) store(e *entry, svid *x509svid.SVID) {

@@ -64,11 +64,15 @@ func TestKeeperRenewsAtHalfLifeAndStopsAfterTheLastUser(t *testing.T) {
 	if now := time.Now(); now.After(first.Certificates[0].NotAfter) {
 		t.Fatalf("renewed at %v, after the old one expired at %v", now, first.Certificates[0].NotAfter)
 	}
-	k.Release(id)
+	if last := k.Release(id); last || !k.Uses(id) {
+		t.Fatal("the first of two users that leaves counts as the last")
+	}
 	if got := len(k.Current()); got != 1 {
 		t.Fatalf("%d SVIDs kept while one user is left, want 1", got)
 	}
-	k.Release(id)
+	if last := k.Release(id); !last || k.Uses(id) {
+		t.Fatal("the last user that leaves does not count as such")
+	}
 	if got := len(k.Current()); got != 0 {
 		t.Fatalf("%d SVIDs kept after the last user left, want 0", got)
 	}

@@ -131,3 +131,8 @@ func (m *Mesh) WriteManifest(name string, text []byte) error {
 	}
 	return nil
 }
+
+// ReadManifest returns what stands in the config folder under that name.
+func (m *Mesh) ReadManifest(name string) ([]byte, error) {
+	return os.ReadFile(filepath.Join(m.configDir, name))
+}

@@ -261,6 +261,9 @@ func (m *Mesh) Apply(ctx context.Context, names ...string) error {
 	return nil
 }
 
+// Netns is the path of a pod's network namespace.
+func (m *Mesh) Netns(ref string) string { return m.pods[ref].NetnsPath }
+
 // Check returns an error when an agent or a tunnel ended by itself.
 func (m *Mesh) Check() error {
 	var errs []error

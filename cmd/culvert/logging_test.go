@@ -1,0 +1,53 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestLoggerOnAFullDiskLosesLinesAndNothingElse(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	log, err := (&logging{format: "json", level: "info"}).logger(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Info("nobody will read this")
+}
+
+func TestLoggerFlags(t *testing.T) {
+	tests := map[string]struct {
+		flags logging
+		want  string // in the line, or in the error
+		fails bool
+	}{
+		"json":           {flags: logging{"json", "info"}, want: `"msg":"hello"`},
+		"text":           {flags: logging{"text", "warn"}, want: "msg=hello"},
+		"unknown format": {flags: logging{"xml", "info"}, want: "--log-format", fails: true},
+		"unknown level":  {flags: logging{"text", "loud"}, want: "--log-level", fails: true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			log, err := test.flags.logger(&out)
+			if (err != nil) != test.fails {
+				t.Fatalf("error %v, want one: %v", err, test.fails)
+			}
+			got := ""
+			if err != nil {
+				got = err.Error()
+			} else {
+				log.Error("hello")
+				got = out.String()
+			}
+			if !strings.Contains(got, test.want) {
+				t.Errorf("got %q, want %q in it", got, test.want)
+			}
+		})
+	}
+}
