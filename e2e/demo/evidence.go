@@ -61,7 +61,8 @@ func (m *Mesh) tunnelEvidence(c check, a Attempt, begin time.Time, version int) 
 					e.logged, e.decided = true, l.get("policy")
 				}
 			case "connection refused":
-				if a.Local != "" && sameAddrPort(l.get("source.addr"), a.Local) {
+				// A client that is reset may not have learned its own port.
+				if !a.OK && l.get("source.workload") == c.from && (a.Local == "" || sameAddrPort(l.get("source.addr"), a.Local)) {
 					e.logged, e.decided = true, l.get("reason")
 				}
 			case "connection open", "connection complete":
