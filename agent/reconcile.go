@@ -17,6 +17,8 @@ import (
 // flight when the map changed may complete later.
 var sweepDelays = [...]time.Duration{100 * time.Millisecond, 400 * time.Millisecond, 1500 * time.Millisecond}
 
+var errEmpty = errors.New("it has neither a Namespace nor a Pod; to return all pods to plain networking stop the agent and run culvert uninstall")
+
 type sweep struct {
 	at time.Time
 	id uint64
@@ -25,6 +27,11 @@ type sweep struct {
 // apply makes a snapshot hold: policies, local pods, their modes, what is captured, the routes in use.
 func (a *Agent) apply(s *source.Snapshot) {
 	begin := time.Now()
+	if len(s.Namespaces) == 0 && len(s.Pods) == 0 {
+		// More likely a volume that is not mounted than the wish to open every pod.
+		a.reportProblems(append(s.Problems, source.Problem{Object: "configuration", Err: errEmpty}))
+		return
+	}
 	a.snapshot = s
 	a.policies = policy.NewSet(a.RootNamespace, s.Policies)
 	a.rules = policy.NewRuleSet(a.RootNamespace, a.ClusterDomain, s.Rules)

@@ -169,3 +169,30 @@ func checkRepelled(t *testing.T, a *attacker) {
 		t.Errorf("only %d attempts were made", a.tries)
 	}
 }
+
+// An empty folder is more likely a volume that is not mounted than the wish to open every pod.
+func TestEmptyConfigurationOpensNothing(t *testing.T) {
+	for _, restarted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("agent restarted %v", restarted), func(t *testing.T) {
+			m := startMesh(t)
+			strictMesh(t, m)
+			a := attack(t.Context(), m)
+			if restarted {
+				m.Kill("agent")
+			}
+			for _, name := range []string{strictManifest, "cluster.yaml"} {
+				if err := m.RemoveManifest(name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if restarted {
+				if err := m.Start(t.Context(), "agent"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(1500 * time.Millisecond)
+			a.stop()
+			checkRepelled(t, a)
+		})
+	}
+}

@@ -26,6 +26,7 @@ import (
 type Datapath struct {
 	log    *slog.Logger
 	layout layout
+	lock   *os.File // held as long as the process lives: no other may write to these maps
 	maps   *bpf.MapsMaps
 	node   []link.Link
 
@@ -58,6 +59,9 @@ func open(o Options) (*Datapath, error) {
 		d.log = slog.New(slog.DiscardHandler)
 	}
 	if err := d.layout.create(); err != nil {
+		return nil, err
+	}
+	if d.lock, err = d.layout.lock(); err != nil {
 		return nil, err
 	}
 	if err := d.load(cgroup); err != nil {
@@ -140,7 +144,7 @@ func (d *Datapath) Close() error {
 	if d.maps != nil {
 		errs = append(errs, d.maps.Close())
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, d.lock.Close())...)
 }
 
 // Workloads returns the cookies of all workloads that anything is kept of, also by an earlier process, also what it

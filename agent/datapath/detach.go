@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/bpf"
 )
@@ -78,6 +79,17 @@ func detachPin(pin string) error {
 	}
 	_ = l.Detach()
 	return errors.Join(os.Remove(pin), l.Close())
+}
+
+// Installed reports whether anything of ours is pinned.
+func Installed(o Options) (bool, error) {
+	switch _, err := os.Stat(newLayout(o.BPFFS).root); {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("pin folder: %w", err)
+	}
+	return true, checkFS(o.BPFFS, unix.BPF_FS_MAGIC, "bpf")
 }
 
 // Uninstall removes everything of ours from the node, connect hooks first, and nothing else. A node without any of it

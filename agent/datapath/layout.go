@@ -1,11 +1,17 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
+
+// ErrInUse says that another agent has the pin folder: it would undo what this one does.
+var ErrInUse = errors.New("another agent uses this folder (stop it, or give each agent a --bpffs of its own)")
 
 // layoutVersion names the folder of our pins. It changes with the layout of any map, so that an agent never adopts maps
 // it would misread.
@@ -32,4 +38,21 @@ func (l layout) create() error {
 		}
 	}
 	return nil
+}
+
+// lock keeps other agents out. The kernel gives it up when the process ends, however it ends.
+func (l layout) lock() (*os.File, error) {
+	f, err := os.Open(l.root)
+	if err != nil {
+		return nil, fmt.Errorf("pin folder: %w", err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = ErrInUse
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("pin folder %s: %w", l.root, err)
+	}
+	return f, nil
 }

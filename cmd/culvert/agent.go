@@ -83,6 +83,14 @@ func (f *agentFlags) options() (agent.Options, error) {
 	if f.config == "" {
 		return none, errors.New("agent: --config DIR is required")
 	}
+	if info, err := os.Stat(f.config); err != nil {
+		return none, fmt.Errorf("--config: %w", err)
+	} else if !info.IsDir() {
+		return none, fmt.Errorf("--config %s: is not a folder", f.config)
+	}
+	if f.tunnelUID <= 0 {
+		return none, fmt.Errorf("--tunnel-uid %d: want a user other than root: the tunnel must have no privilege", f.tunnelUID)
+	}
 	if f.svidLife < minSVIDLife {
 		return none, fmt.Errorf("agent: --svid-ttl %s is less than %s", f.svidLife, minSVIDLife)
 	}
@@ -145,7 +153,10 @@ func parsePrefixes(texts []string) ([]netip.Prefix, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--mesh-cidr %q: want a range such as 10.244.0.0/16", text)
 		}
-		prefixes = append(prefixes, p.Masked())
+		if p != p.Masked() {
+			return nil, fmt.Errorf("--mesh-cidr %q: has bits behind its length; did you mean %s?", text, p.Masked())
+		}
+		prefixes = append(prefixes, p)
 	}
 	return prefixes, nil
 }

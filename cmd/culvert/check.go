@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -16,6 +18,9 @@ func newCheckCommand() *cobra.Command {
 		Long:  "Try each kernel feature that Culvert needs, one by one. Exits with 1 if one is missing.",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if os.Geteuid() != 0 {
+				return errors.New("check: needs root, to try what the kernel can do")
+			}
 			table := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(table, "FEATURE\tSTATE\tNEEDED")
 			missing := 0
@@ -48,7 +53,24 @@ func newUninstallCommand() *cobra.Command {
 		Long: `Remove every BPF program, link and map that an agent of this node pinned, and nothing else. Stop the agent
 first. Policies are no longer enforced afterwards.`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return datapath.Uninstall(options) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if os.Geteuid() != 0 {
+				return errors.New("uninstall: needs root")
+			}
+			installed, err := datapath.Installed(options)
+			if err != nil {
+				return err
+			}
+			if !installed {
+				fmt.Fprintf(c.OutOrStdout(), "nothing of Culvert is pinned below %s\n", options.BPFFS)
+				return nil
+			}
+			if err := datapath.Uninstall(options); err != nil {
+				return err
+			}
+			fmt.Fprintf(c.OutOrStdout(), "removed what Culvert had pinned below %s; pods are on plain networking\n", options.BPFFS)
+			return nil
+		},
 	}
 	registerPlaces(c, &options.BPFFS, &options.Cgroup)
 	return c

@@ -59,6 +59,9 @@ func runDemo(c *cobra.Command, options demo.Options, output string) error {
 	if result.Kept {
 		fmt.Fprint(c.ErrOrStderr(), demo.LookRound(options.RunDir, options.Prefix))
 	}
+	if errors.Is(err, demo.ErrInterrupted) {
+		return &exitError{code: 130, err: err} // as a shell reports SIGINT
+	}
 	if err != nil {
 		return err
 	}
@@ -73,7 +76,17 @@ func newDemoDownCommand(runDir *string) *cobra.Command {
 		Use:   "down",
 		Short: "Remove what a kept or crashed demo left",
 		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return demo.Down(*runDir) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if _, err := os.Stat(*runDir); errors.Is(err, os.ErrNotExist) {
+				fmt.Fprintf(c.OutOrStdout(), "nothing to remove: %s does not exist\n", *runDir)
+				return nil
+			}
+			if err := demo.Down(*runDir); err != nil {
+				return err
+			}
+			fmt.Fprintln(c.OutOrStdout(), "removed")
+			return nil
+		},
 	}
 }
 

@@ -39,6 +39,9 @@ The exit code is 1 if a document could not be used; what could be used is explai
 	return c
 }
 
+// maxLosers keeps the output readable, and small where thousands of policies select the same pods.
+const maxLosers = 20
+
 // explained is one pod of the output. Fields are only ever added to it.
 type explained struct {
 	Namespace      string                 `json:"namespace"`
@@ -51,8 +54,11 @@ type explained struct {
 	EnrolledReason string                 `json:"enrolledReason"`
 	Port           *explainedPort         `json:"port,omitempty"` // the one that was asked for
 	Overridden     []string               `json:"overridden"`     // matching policies that a stronger level overrides
-	Losers         []string               `json:"losers"`         // matching policies without effect: an older one stands on their level
+	Silent         []string               `json:"silent"`         // matching policies that leave the mode UNSET
+	Losers         []string               `json:"losers"`         // matching policies without effect: an older one stands on their level; the first of each level
+	LosersCount    int                    `json:"losersCount"`    // all of them
 	Ignored        []string               `json:"ignored"`        // of the root namespace, with a selector, which has no meaning there
+	Unreadable     bool                   `json:"unreadable"`     // a policy that may apply could not be read: an agent opens nothing that was closed
 }
 
 type explainedPort struct {
@@ -80,6 +86,7 @@ func explain(c *cobra.Command, f *policyFlags, target string) error {
 	out := make([]explained, 0, len(pods))
 	for _, p := range pods {
 		e := explainPod(set, p, enroll.Decide(snapshot.Namespace(p.Namespace), p, f.enroll()))
+		e.Unreadable = snapshot.PolicyUnreadable(p.Namespace, f.root)
 		if hasPort {
 			if err := e.ask(set, p, port); err != nil {
 				return err
@@ -116,7 +123,7 @@ func explainPod(set *policy.Set, p *source.Pod, d enroll.Decision) explained {
 		Mode: x.Mode, Policy: x.Policy.String(),
 		Ports: make(map[uint16]policy.Mode, len(x.Ports)), PortPolicies: make(map[uint16]string, len(x.Ports)),
 		Enrolled: d.Enrolled, EnrolledReason: d.Reason,
-		Overridden: []string{}, Losers: []string{}, Ignored: []string{},
+		Overridden: []string{}, Silent: []string{}, Losers: []string{}, Ignored: []string{},
 	}
 	deciding := map[policy.Ref]bool{x.Policy: true}
 	for port, decision := range x.Ports {
@@ -125,10 +132,15 @@ func explainPod(set *policy.Set, p *source.Pod, d enroll.Decision) explained {
 		deciding[decision.Policy] = true
 	}
 	for _, level := range x.Levels {
-		if !deciding[level.Winner] {
+		switch {
+		case deciding[level.Winner]:
+		case level.Mode == policy.Unset:
+			e.Silent = append(e.Silent, level.Winner.String())
+		default:
 			e.Overridden = append(e.Overridden, level.Winner.String())
 		}
-		for _, loser := range level.Losers {
+		e.LosersCount += len(level.Losers)
+		for _, loser := range level.Losers[:min(len(level.Losers), maxLosers)] {
 			e.Losers = append(e.Losers, loser.String())
 		}
 	}
@@ -161,7 +173,11 @@ func printExplained(w io.Writer, format string, all []explained, details bool) e
 	fmt.Fprintln(t, "NAMESPACE\tPOD\tENROLLED\tMODE\tPORTS\tDECIDED BY")
 	for i := range all {
 		e := &all[i]
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Namespace, e.Pod, yesNo(e.Enrolled), e.Mode, e.portList(), e.Policy)
+		by := e.Policy
+		if e.Unreadable {
+			by += " (a policy could not be read: an agent loosens nothing, and starts new pods STRICT)"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Namespace, e.Pod, yesNo(e.Enrolled), e.Mode, e.portList(), by)
 	}
 	if err := t.Flush(); err != nil || !details {
 		return err
@@ -198,13 +214,18 @@ func (e *explained) details(w io.Writer) error {
 	if e.Port != nil {
 		fmt.Fprintf(&b, "\nport %d: %s, decided by %s\n", e.Port.Number, e.Port.Mode, e.Port.Policy)
 	}
+	losers := e.Losers
+	if more := e.LosersCount - len(losers); more > 0 {
+		losers = append(slices.Clone(losers), fmt.Sprintf("and %d more", more))
+	}
 	fmt.Fprintf(&b, "\nenrolled: %s (%s)\n", yesNo(e.Enrolled), e.EnrolledReason)
 	for _, list := range []struct {
 		title string
 		refs  []string
 	}{
 		{"overridden by a stronger level", e.Overridden},
-		{"without effect, an older policy stands on the same level", e.Losers},
+		{"without a mode of its own (UNSET)", e.Silent},
+		{"without effect, an older policy stands on the same level", losers},
 		{"ignored, a selector has no meaning in the root namespace", e.Ignored},
 	} {
 		if len(list.refs) > 0 {

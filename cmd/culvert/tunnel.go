@@ -29,6 +29,9 @@ TLS and HTTP/2. It needs no capability; run it as a user of its own.`,
 			if options.Logger, err = logs.logger(os.Stderr); err != nil {
 				return err
 			}
+			if options.DrainTimeout < 0 {
+				return fmt.Errorf("--drain-timeout %s: is negative", options.DrainTimeout)
+			}
 			switch sameNode {
 			case "splice":
 				options.SameNode = tunnel.SameNodeSplice

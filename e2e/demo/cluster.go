@@ -136,3 +136,8 @@ func (m *Mesh) WriteManifest(name string, text []byte) error {
 func (m *Mesh) ReadManifest(name string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(m.configDir, name))
 }
+
+// RemoveManifest takes a manifest out of the config folder.
+func (m *Mesh) RemoveManifest(name string) error {
+	return os.Remove(filepath.Join(m.configDir, name))
+}

@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/culvert-mesh/culvert/e2e/lab"
@@ -27,18 +29,29 @@ type Options struct {
 	Progress io.Writer
 }
 
+// ErrInterrupted says that the walkthrough was ended from outside. Everything is removed then.
+var ErrInterrupted = errors.New("demo: interrupted")
+
 // Run plays the walkthrough. The result is never nil and holds the rows so far when there is an error; an
 // error means that it could not be played to the end, not that a row came out differently.
 func Run(ctx context.Context, o Options) (result *Result, err error) {
 	o = o.withDefaults()
 	begin := time.Now()
 	result = &Result{Rows: []Row{}}
+	for _, name := range o.Steps {
+		if !slices.Contains(Steps(), name) {
+			return result, fmt.Errorf("demo: no step %q; there are: %s", name, strings.Join(Steps(), ", "))
+		}
+	}
 	progress := func(text string) { fmt.Fprintf(o.Progress, "[%5.1fs] %s\n", time.Since(begin).Seconds(), text) }
 	mesh, err := StartMesh(ctx, MeshOptions{Binary: o.Binary, RunDir: o.RunDir, Prefix: o.Prefix, Progress: progress})
 	defer func() {
 		result.Kept = mesh.lab != nil && o.Keep && ctx.Err() == nil
 		if mesh.lab != nil && !result.Kept {
 			progress("removing everything")
+			if ctx.Err() != nil {
+				err = ErrInterrupted // what it interrupted is no news
+			}
 			err = errors.Join(err, mesh.Close())
 		}
 		result.finish(err, time.Since(begin))
@@ -110,7 +123,7 @@ func LookRound(runDir, prefix string) string {
   tail -f %[1]s/logs/tunnel-a.log      connections, handshakes, refusals
   ip netns list                        nodes and pods
   nsenter --net=/run/netns/%[2]s-pod-test_legacy-app curl -sv http://10.77.1.10:9080/
-Plaintext from a shell works so; the pods' own identity is used by processes in their cgroups:
+The last one is refused while config/default-strict.yaml is there. Plaintext from a shell works so; the pods' own identity is used by processes in their cgroups:
   sh -c 'echo $$ > CGROUP/cgroup.procs; exec nsenter --net=/run/netns/%[2]s-pod-test_nginx curl -s http://10.77.255.10:9080/'
 where CGROUP is %[2]s/b/test_nginx below the cgroup2 mount.
 Remove it with:
