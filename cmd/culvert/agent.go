@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -93,6 +94,10 @@ func (f *agentFlags) options() (agent.Options, error) {
 	}
 	if f.svidLife < minSVIDLife {
 		return none, fmt.Errorf("agent: --svid-ttl %s is less than %s", f.svidLife, minSVIDLife)
+	}
+	// The tunnel's user has to pass through this folder.
+	if err := os.MkdirAll(filepath.Dir(f.controlPath), 0o755); err != nil {
+		return none, fmt.Errorf("--control: folder: %w", err)
 	}
 	log, err := f.logging.logger(os.Stderr)
 	if err != nil {
