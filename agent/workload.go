@@ -207,6 +207,9 @@ func (a *Agent) listen(w *workload) error {
 
 // unenroll returns the pod to plain networking.
 func (a *Agent) unenroll(w *workload) {
+	if _, err := a.path.CloseDeliveries(w.netns.File(), w.id); err != nil {
+		a.log.Error("deliveries not closed", "workload", w.pod.Ref(), "error", err)
+	}
 	if err := a.path.Detach(w.id); err != nil {
 		a.log.Error("pod not detached", "workload", w.pod.Ref(), "error", err)
 	}

@@ -105,7 +105,7 @@ static __always_inline int deliver(struct bpf_sock_addr *ctx, struct attempt *a,
 	int err;
 
 	if (!a->native || !a->socket->src_port || a->socket->src_port == port || !bound_to_own(a) ||
-	    is_own(a->workload, a->to.ip) || is_loopback(a->to.ip)) {
+	    is_own(a->workload, a->to.ip) || is_loopback(a->to.ip) || is_unspecified(a->to.ip)) {
 		count(COUNTER_DELIVERY_REFUSED);
 		return refuse(EADDRNOTAVAIL);
 	}
@@ -168,7 +168,8 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct attempt *a, 
 	}
 	if (!(a->workload->flags & WORKLOAD_OUTBOUND))
 		return ALLOW;
-	if (is_loopback(a->to.ip) || is_link_local(a->to.ip) || is_own(a->workload, a->to.ip))
+	if (is_loopback(a->to.ip) || is_unspecified(a->to.ip) || is_link_local(a->to.ip) ||
+	    is_own(a->workload, a->to.ip))
 		return ALLOW;
 	if (!is_captured(a->to.ip))
 		return ALLOW;

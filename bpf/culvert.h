@@ -250,8 +250,16 @@ static __always_inline bool same_ip(const __u32 *a, const __u32 *b)
 static __always_inline bool is_loopback(const __u32 *ip)
 {
 	if (is_mapped(ip))
-		return (ip[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) || ip[3] == 0;
-	return ip[0] == 0 && ip[1] == 0 && ip[2] == 0 && (ip[3] == 0 || ip[3] == bpf_htonl(1));
+		return (ip[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return ip[0] == 0 && ip[1] == 0 && ip[2] == 0 && ip[3] == bpf_htonl(1);
+}
+
+/* As a destination it means the pod itself. As a source it is forged, and must never count as local: IPv6 lets it in. */
+static __always_inline bool is_unspecified(const __u32 *ip)
+{
+	if (is_mapped(ip))
+		return ip[3] == 0;
+	return ip[0] == 0 && ip[1] == 0 && ip[2] == 0 && ip[3] == 0;
 }
 
 static __always_inline bool is_link_local(const __u32 *ip)

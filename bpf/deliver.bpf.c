@@ -6,8 +6,8 @@
  * port; its packets turn round at the pod's own interface, addresses swapped, and come in as if the client had sent
  * them. The answers turn round the same way. Nothing leaves the pod. One instance for each pod.
  *
- * On a miss in deliveries: going out, the packet is not ours and passes; a SYN or RST of a delivery's socket is dropped
- * instead, so that none of it reaches the wire. Coming in, the packet passes; on a hit it is dropped unless it is one
+ * On a miss in deliveries: going out, the packet is not ours and passes; a SYN of a delivery's socket is dropped
+ * instead and a RST turned round by what the socket remembers, so that none of it reaches the wire. Coming in, the packet passes; on a hit it is dropped unless it is one
  * that we turned round ourselves. The proof is the sending socket for a SYN, and for the rest a random mark (the kernel
  * clears marks between namespaces). Fragments of TCP and header chains too long to follow are dropped on the way in:
  * what cannot be read could be a forged delivery, put together only behind this program.
@@ -152,6 +152,27 @@ static __always_inline int turn_round(struct __sk_buff *skb, struct packet *p, _
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
+/*
+ * A socket is closed before its reset is sent, and with it the entries may be gone. The application must get the reset
+ * all the same: a handshake that it had not finished would go on with the real client, in plaintext.
+ */
+static __always_inline int turn_late_reset(struct __sk_buff *skb, struct packet *p, struct delivery_key *k)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct delivered *d;
+
+	if (!(p->flags & TCP_RST) || !sk)
+		return DROP;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return DROP;
+	d = bpf_sk_storage_get(&delivered, sk, 0, 0);
+	if (!d || d->tunnel_port != k->local_port || d->application.peer_port != k->peer_port ||
+	    !same_ip(d->application.peer, k->peer))
+		return DROP;
+	return turn_round(skb, p, d->application.local_port);
+}
+
 SEC("tcx/egress")
 int culvert_egress(struct __sk_buff *skb)
 {
@@ -168,7 +189,7 @@ int culvert_egress(struct __sk_buff *skb)
 	if (v)
 		return turn_round(skb, &p, v->other_port);
 	if ((p.flags & (TCP_SYN | TCP_RST)) && sent_by_delivery(skb))
-		return DROP;
+		return turn_late_reset(skb, &p, &k);
 	return NEXT;
 }
 
@@ -176,6 +197,9 @@ static __always_inline bool claims_own_source(struct packet *p)
 {
 	__u32 own[4] = {POD_IP6[0], POD_IP6[1], POD_IP6[2], POD_IP6[3]};
 
+	/* What the pod sends itself never comes in here, whichever of its addresses it uses. */
+	if (same_ip(p->source, p->destination) || is_loopback(p->source) || is_unspecified(p->source))
+		return true;
 	if (p->v6)
 		return (own[0] | own[1] | own[2] | own[3]) && same_ip(p->source, own);
 	return POD_IP4 && p->source[3] == POD_IP4;

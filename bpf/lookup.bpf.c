@@ -94,10 +94,14 @@ static __always_inline bool is_strict(__u16 port)
 	return *mode != MODE_DISABLE && *mode != MODE_PERMISSIVE;
 }
 
+/* Only at the address whose interface the guard of the way in watches. */
 static __always_inline bool is_delivery(struct arrival *a)
 {
 	struct delivery_key k = {.cookie = COOKIE, .peer_port = a->remote_port, .local_port = a->local_port};
+	__u32 own[4] = {POD_IP6[0], POD_IP6[1], POD_IP6[2], POD_IP6[3]};
 
+	if (a->v6 ? !same_ip(a->local, own) : a->local[3] != POD_IP4)
+		return false;
 	__builtin_memcpy(k.peer, a->remote, 16);
 	return bpf_map_lookup_elem(&deliveries, &k);
 }

@@ -22,7 +22,8 @@ func (d *Datapath) ClosePlaintext(netns *os.File, cookie uint64, closePort func(
 	if err := d.maps.Workloads.Lookup(cookie, &w); err != nil {
 		return 0, fmt.Errorf("close plaintext: workload %d: %w", cookie, err)
 	}
-	s := sweep{d: d, cookie: cookie, workload: w, closePort: closePort}
+	s := sweep{d: d, cookie: cookie, workload: w}
+	s.chosen = func(k diagSocket, inbound bool) bool { return inbound && s.isPlaintext(k, closePort) }
 	err := inNetns(netns, func() error {
 		if err := s.run(); err != nil {
 			return err
@@ -37,12 +38,25 @@ func (d *Datapath) ClosePlaintext(netns *os.File, cookie uint64, closePort func(
 	return s.closed, nil
 }
 
+// CloseDeliveries resets both ends of the deliveries that are open in a pod, and returns how many sockets that were.
+// Detach wants it first: without our programs, what the two ends still have to say would go out on the wire.
+func (d *Datapath) CloseDeliveries(netns *os.File, cookie uint64) (int, error) {
+	s := sweep{d: d, cookie: cookie}
+	s.chosen = func(k diagSocket, _ bool) bool {
+		return k.state != tcpListen && s.delivered(k.id.remote.Addr().Unmap(), k.id.remote.Port(), k.id.local.Port())
+	}
+	if err := inNetns(netns, s.run); err != nil {
+		return s.closed, fmt.Errorf("close deliveries of workload %d: %w", cookie, err)
+	}
+	return s.closed, nil
+}
+
 type sweep struct {
-	d         *Datapath
-	cookie    uint64
-	workload  bpf.MapsWorkload
-	closePort func(uint16) bool
-	closed    int
+	d        *Datapath
+	cookie   uint64
+	workload bpf.MapsWorkload
+	chosen   func(k diagSocket, inbound bool) bool
+	closed   int
 }
 
 func (s *sweep) run() error {
@@ -62,8 +76,7 @@ func (s *sweep) run() error {
 	}
 	var errs []error
 	for _, k := range sockets {
-		inbound := k.marked || listening[k.id.local.Port()]
-		if !inbound || !s.wanted(k) {
+		if !s.chosen(k, k.marked || listening[k.id.local.Port()]) {
 			continue
 		}
 		switch err := destroySocket(k.id); {
@@ -76,12 +89,12 @@ func (s *sweep) run() error {
 	return errors.Join(errs...)
 }
 
-func (s *sweep) wanted(k diagSocket) bool {
+func (s *sweep) isPlaintext(k diagSocket, closePort func(uint16) bool) bool {
 	peer, port := k.id.remote.Addr().Unmap(), k.id.local.Port()
-	if k.state == tcpListen || k.state == tcpTimeWait || port == hbonePort || !s.closePort(port) {
+	if k.state == tcpListen || k.state == tcpTimeWait || port == hbonePort || !closePort(port) {
 		return false
 	}
-	if !peer.IsValid() || peer.IsUnspecified() || peer.IsLoopback() || peer == k.id.local.Addr().Unmap() || s.own(peer) {
+	if !peer.IsValid() || peer.IsLoopback() || peer == k.id.local.Addr().Unmap() || s.own(peer) {
 		return false
 	}
 	return !s.delivered(peer, k.id.remote.Port(), port)
