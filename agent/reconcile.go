@@ -29,7 +29,7 @@ func (a *Agent) apply(s *source.Snapshot) {
 	begin := time.Now()
 	if len(s.Namespaces) == 0 && len(s.Pods) == 0 {
 		// More likely a volume that is not mounted than the wish to open every pod.
-		a.reportProblems(append(s.Problems, source.Problem{Object: "configuration", Err: errEmpty}))
+		a.reportProblems(append(slices.Clip(s.Problems), source.Problem{Object: "configuration", Err: errEmpty}))
 		return
 	}
 	a.snapshot = s

@@ -276,7 +276,7 @@ func FuzzRead(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if strings.Contains(string(data), "good") {
-			t.Skip()
+			t.Skip("the input may name one of the two documents that are counted")
 		}
 		r := readText(namespaced("good-1") + "---\n" + string(data) + "\n---\n" + namespaced("good-2"))
 		found := 0
