@@ -28,6 +28,8 @@ const (
 	ConnectMapModes                = "modes"
 	ConnectMapOriginalDestination  = "original_destination"
 	ConnectMapPlaintext            = "plaintext"
+	ConnectMapProbes               = "probes"
+	ConnectMapProbing              = "probing"
 	ConnectMapRedirects            = "redirects"
 	ConnectMapRefusalLimits        = "refusal_limits"
 	ConnectMapRefusals             = "refusals"
@@ -103,6 +105,8 @@ type ConnectMapSpecs struct {
 	Modes               *ebpf.MapSpec `ebpf:"modes"`
 	OriginalDestination *ebpf.MapSpec `ebpf:"original_destination"`
 	Plaintext           *ebpf.MapSpec `ebpf:"plaintext"`
+	Probes              *ebpf.MapSpec `ebpf:"probes"`
+	Probing             *ebpf.MapSpec `ebpf:"probing"`
 	Redirects           *ebpf.MapSpec `ebpf:"redirects"`
 	RefusalLimits       *ebpf.MapSpec `ebpf:"refusal_limits"`
 	Refusals            *ebpf.MapSpec `ebpf:"refusals"`
@@ -148,6 +152,8 @@ type ConnectMaps struct {
 	Modes               *ebpf.Map `ebpf:"modes"`
 	OriginalDestination *ebpf.Map `ebpf:"original_destination"`
 	Plaintext           *ebpf.Map `ebpf:"plaintext"`
+	Probes              *ebpf.Map `ebpf:"probes"`
+	Probing             *ebpf.Map `ebpf:"probing"`
 	Redirects           *ebpf.Map `ebpf:"redirects"`
 	RefusalLimits       *ebpf.Map `ebpf:"refusal_limits"`
 	Refusals            *ebpf.Map `ebpf:"refusals"`
@@ -168,6 +174,8 @@ func (m *ConnectMaps) Close() error {
 		m.Modes,
 		m.OriginalDestination,
 		m.Plaintext,
+		m.Probes,
+		m.Probing,
 		m.Redirects,
 		m.RefusalLimits,
 		m.Refusals,

@@ -116,6 +116,29 @@ struct delivered {
 	__u32 pad;
 };
 
+/* A connection that the kubelet opens, exactly: whose packets carry this is one of its probes, while it is young. */
+struct probe_key {
+	__u32 source[4], destination[4];
+	__u16 source_port, destination_port;
+};
+
+enum probe_state {
+	PROBE_SYN_SENT = 1,
+	PROBE_ESTABLISHED = 2,
+};
+
+struct probe_value {
+	__u64 since; /* bpf_ktime_get_ns, of the state */
+	__u32 state;
+	__u32 pad;
+};
+
+/* What the kernel remembers on the kubelet's socket, to take the entry away again. */
+struct probing {
+	struct probe_key key;
+	__u32 live;
+};
+
 struct plaintext_key {
 	__u64 cookie;
 	__u32 peer[4];
@@ -160,7 +183,11 @@ enum counter {
 	COUNTER_SPOOFED_DELIVERY_DROPPED,
 	COUNTER_SPOOFED_SOURCE_DROPPED,
 	COUNTER_UNREADABLE_DROPPED,
+	COUNTER_PROBE_ACCEPTED,
+	COUNTER_PROBE_NOT_EXEMPTED,
+	COUNTER_STRICT_ANSWER_DROPPED,
 	COUNTER_MAX,
+	COUNTER_ROOM = 64, /* of the map, which must not change its size with every new counter */
 };
 
 #define MAP(name, kind, k, v, size, opts)                                                                              \
@@ -181,8 +208,10 @@ MAP(listeners, BPF_MAP_TYPE_SOCKHASH, struct listener_key, __u64, 16384, 0);
 MAP(captured, BPF_MAP_TYPE_LPM_TRIE, struct prefix_key, __u32, 65536, BPF_F_NO_PREALLOC);
 MAP(redirects, BPF_MAP_TYPE_LRU_HASH, struct redirect_key, struct endpoint, 65536, 0);
 MAP(deliveries, BPF_MAP_TYPE_HASH, struct delivery_key, struct delivery_value, 262144, BPF_F_NO_PREALLOC);
+/* Not an LRU: that would drop a probe under way and say nothing. When it is full, the probe is refused and counted. */
+MAP(probes, BPF_MAP_TYPE_HASH, struct probe_key, struct probe_value, 16384, BPF_F_NO_PREALLOC);
 MAP(plaintext, BPF_MAP_TYPE_LRU_HASH, struct plaintext_key, struct plaintext_value, 16384, 0);
-MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, COUNTER_MAX, 0);
+MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, COUNTER_ROOM, 0);
 MAP(refusal_limits, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct refusal_limit, 1, 0);
 
 /* On the application's connecting socket: where it wanted to go. */
@@ -193,6 +222,8 @@ SOCKET_STORAGE(accepted_destination, struct endpoint);
 SOCKET_STORAGE(exempt, __u32);
 SOCKET_STORAGE(delivery, struct delivery);
 SOCKET_STORAGE(delivered, struct delivered);
+/* On the kubelet's connecting sockets. */
+SOCKET_STORAGE(probing, struct probing);
 /* On the application's accepted sockets that came in plaintext. */
 SOCKET_STORAGE(inbound_plaintext, __u32);
 
@@ -295,6 +326,23 @@ static __always_inline __u16 virtual_port(const struct endpoint *to)
 	return VIRTUAL_PORT_BASE + (h & VIRTUAL_PORT_MASK);
 }
 
+/* NULL: the port has no mode, nor has the pod a default, and that is STRICT. */
+static __always_inline __u32 *mode_of(__u64 cookie, __u16 port)
+{
+	struct mode_key k = {.cookie = cookie, .port = port};
+	__u32 *mode = bpf_map_lookup_elem(&modes, &k);
+
+	if (mode)
+		return mode;
+	k.port = 0;
+	return bpf_map_lookup_elem(&modes, &k);
+}
+
+static __always_inline bool lets_plaintext_in(__u32 mode)
+{
+	return mode == MODE_DISABLE || mode == MODE_PERMISSIVE;
+}
+
 /* One end of a delivered connection is gone; with the second one the entries go. */
 static __always_inline void delivery_end(struct delivery_key *application, __u32 end)
 {
@@ -319,4 +367,14 @@ static __always_inline void tunnel_end(struct delivered *d)
 		return;
 	d->live = 0;
 	delivery_end(&application, DELIVERY_TUNNEL);
+}
+
+static __always_inline void probe_end(struct probing *p)
+{
+	struct probe_key k = p->key;
+
+	if (!p->live)
+		return;
+	p->live = 0;
+	bpf_map_delete_elem(&probes, &k);
 }

@@ -7,8 +7,9 @@
  * them. The answers turn round the same way. Nothing leaves the pod. One instance for each pod.
  *
  * On a miss in deliveries: going out, the packet is not ours and passes; a SYN of a delivery's socket is dropped
- * instead and a RST turned round by what the socket remembers, so that none of it reaches the wire. Coming in, the packet passes; on a hit it is dropped unless it is one
- * that we turned round ourselves. The proof is the sending socket for a SYN, and for the rest a random mark (the kernel
+ * instead and a RST turned round by what the socket remembers, so that none of it reaches the wire; and a SYN-ACK of a
+ * STRICT port that answers no probe is dropped, a port without a mode being STRICT. Coming in, the packet passes; on a hit
+ * it is dropped unless it is one that we turned round ourselves. The proof is the sending socket for a SYN, and for the rest a random mark (the kernel
  * clears marks between namespaces). Fragments of TCP and header chains too long to follow are dropped on the way in:
  * what cannot be read could be a forged delivery, put together only behind this program.
  */
@@ -21,6 +22,7 @@
 #define DROP 2
 #define TCP_FLAG_BITS 0x16 /* SYN, RST, ACK */
 #define TCP_SYN 0x02
+#define TCP_SYN_ACK 0x12
 #define TCP_RST 0x04
 #define MAX_HEADERS 6
 
@@ -173,6 +175,27 @@ static __always_inline int turn_late_reset(struct __sk_buff *skb, struct packet 
 	return turn_round(skb, p, d->application.local_port);
 }
 
+/*
+ * The second line behind sk_lookup: a pod that may load programs can attach one of its own to its namespace, and a socket
+ * that any of them selects counts, whatever the others say, in whichever order. No handshake is finished without this
+ * packet. One that began before the port turned STRICT loses it too: it is closed then in any case.
+ */
+static __always_inline bool answers_plaintext(struct packet *p)
+{
+	struct probe_key k = {.source_port = bpf_ntohs(p->ports.destination),
+			      .destination_port = bpf_ntohs(p->ports.source)};
+	__u32 *mode;
+
+	if ((p->flags & TCP_SYN_ACK) != TCP_SYN_ACK || k.destination_port == HBONE_PORT)
+		return false;
+	mode = mode_of(COOKIE, k.destination_port);
+	if (mode && lets_plaintext_in(*mode))
+		return false;
+	__builtin_memcpy(k.source, p->destination, 16);
+	__builtin_memcpy(k.destination, p->source, 16);
+	return !bpf_map_lookup_elem(&probes, &k);
+}
+
 SEC("tcx/egress")
 int culvert_egress(struct __sk_buff *skb)
 {
@@ -190,6 +213,10 @@ int culvert_egress(struct __sk_buff *skb)
 		return turn_round(skb, &p, v->other_port);
 	if ((p.flags & (TCP_SYN | TCP_RST)) && sent_by_delivery(skb))
 		return turn_late_reset(skb, &p, &k);
+	if (answers_plaintext(&p)) {
+		count(COUNTER_STRICT_ANSWER_DROPPED);
+		return DROP;
+	}
 	return NEXT;
 }
 

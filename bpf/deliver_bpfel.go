@@ -28,6 +28,8 @@ const (
 	DeliverMapModes               = "modes"
 	DeliverMapOriginalDestination = "original_destination"
 	DeliverMapPlaintext           = "plaintext"
+	DeliverMapProbes              = "probes"
+	DeliverMapProbing             = "probing"
 	DeliverMapRedirects           = "redirects"
 	DeliverMapRefusalLimits       = "refusal_limits"
 	DeliverMapRefusals            = "refusals"
@@ -102,6 +104,8 @@ type DeliverMapSpecs struct {
 	Modes               *ebpf.MapSpec `ebpf:"modes"`
 	OriginalDestination *ebpf.MapSpec `ebpf:"original_destination"`
 	Plaintext           *ebpf.MapSpec `ebpf:"plaintext"`
+	Probes              *ebpf.MapSpec `ebpf:"probes"`
+	Probing             *ebpf.MapSpec `ebpf:"probing"`
 	Redirects           *ebpf.MapSpec `ebpf:"redirects"`
 	RefusalLimits       *ebpf.MapSpec `ebpf:"refusal_limits"`
 	Refusals            *ebpf.MapSpec `ebpf:"refusals"`
@@ -150,6 +154,8 @@ type DeliverMaps struct {
 	Modes               *ebpf.Map `ebpf:"modes"`
 	OriginalDestination *ebpf.Map `ebpf:"original_destination"`
 	Plaintext           *ebpf.Map `ebpf:"plaintext"`
+	Probes              *ebpf.Map `ebpf:"probes"`
+	Probing             *ebpf.Map `ebpf:"probing"`
 	Redirects           *ebpf.Map `ebpf:"redirects"`
 	RefusalLimits       *ebpf.Map `ebpf:"refusal_limits"`
 	Refusals            *ebpf.Map `ebpf:"refusals"`
@@ -170,6 +176,8 @@ func (m *DeliverMaps) Close() error {
 		m.Modes,
 		m.OriginalDestination,
 		m.Plaintext,
+		m.Probes,
+		m.Probing,
 		m.Redirects,
 		m.RefusalLimits,
 		m.Refusals,

@@ -6,7 +6,8 @@
  * the kernel answers with a reset. One instance for each pod; established connections never come here.
  *
  * On a miss: a port without a mode, in a pod without a default (modes), is STRICT. A virtual port without an entry
- * (redirects) is an ordinary port. A missing listener refuses. A tuple without a delivery is not exempt from STRICT.
+ * (redirects) is an ordinary port. A missing listener refuses. A tuple without a delivery (deliveries) and without a
+ * young probe (probes) is not exempt from STRICT.
  */
 #include "culvert.h"
 
@@ -80,18 +81,13 @@ static __always_inline int steer(struct bpf_sk_lookup *ctx, __u32 slot, __u32 co
 
 static __always_inline bool is_strict(__u16 port)
 {
-	struct mode_key k = {.cookie = COOKIE, .port = port};
-	__u32 *mode = bpf_map_lookup_elem(&modes, &k);
+	__u32 *mode = mode_of(COOKIE, port);
 
-	if (!mode) {
-		k.port = 0;
-		mode = bpf_map_lookup_elem(&modes, &k);
-	}
 	if (!mode) {
 		count(COUNTER_STRICT_REFUSED_NO_MODE);
 		return true;
 	}
-	return *mode != MODE_DISABLE && *mode != MODE_PERMISSIVE;
+	return !lets_plaintext_in(*mode);
 }
 
 /* Only at the address whose interface the guard of the way in watches. */
@@ -104,6 +100,32 @@ static __always_inline bool is_delivery(struct arrival *a)
 		return false;
 	__builtin_memcpy(k.peer, a->remote, 16);
 	return bpf_map_lookup_elem(&deliveries, &k);
+}
+
+/* As long as the kernel sends a SYN again, by default; an entry that nobody took away counts no longer. */
+#define SYN_SENT_LASTS (130 * NANOSECONDS)
+/* A listener that is short of room answers with a SYN cookie, and then the handshake's last packet comes here as well. */
+#define ESTABLISHED_LASTS (1 * NANOSECONDS)
+
+/*
+ * The tuple is all there is to know a packet of the kubelet's by. To forge it one must hit the kubelet's source port while
+ * its SYN is under way, and even then the answer goes to the node, which resets it. Who gets the answer as well stands
+ * between node and pod (ARP poisoning on a shared bridge) and could take over any connection in plaintext; it gets this
+ * port alone, and only at the moment of a probe.
+ */
+static __always_inline bool is_probe(struct arrival *a)
+{
+	struct probe_key k = {.source_port = a->remote_port, .destination_port = a->local_port};
+	struct probe_value *v;
+	__u64 since;
+
+	__builtin_memcpy(k.source, a->remote, 16);
+	__builtin_memcpy(k.destination, a->local, 16);
+	v = bpf_map_lookup_elem(&probes, &k);
+	if (!v)
+		return false;
+	since = *(volatile __u64 *)&v->since; /* before the clock: it may change meanwhile */
+	return bpf_ktime_get_ns() - since < (v->state == PROBE_SYN_SENT ? SYN_SENT_LASTS : ESTABLISHED_LASTS);
 }
 
 static __always_inline bool take_token(struct refusal_limit *l)
@@ -165,7 +187,7 @@ int culvert_lookup(struct bpf_sk_lookup *ctx)
 	if (a.local_port == HBONE_PORT)
 		return steer(ctx, a.v6 ? LISTENER_HBONE6 : LISTENER_HBONE4, COUNTER_HBONE_STEERED,
 			     COUNTER_HBONE_REFUSED_NO_LISTENER);
-	if (!is_strict(a.local_port) || is_delivery(&a))
+	if (!is_strict(a.local_port) || is_delivery(&a) || is_probe(&a))
 		return SK_PASS;
 	report(&a);
 	return SK_DROP;

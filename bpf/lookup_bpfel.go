@@ -28,6 +28,8 @@ const (
 	LookupMapModes               = "modes"
 	LookupMapOriginalDestination = "original_destination"
 	LookupMapPlaintext           = "plaintext"
+	LookupMapProbes              = "probes"
+	LookupMapProbing             = "probing"
 	LookupMapRedirects           = "redirects"
 	LookupMapRefusalLimits       = "refusal_limits"
 	LookupMapRefusals            = "refusals"
@@ -99,6 +101,8 @@ type LookupMapSpecs struct {
 	Modes               *ebpf.MapSpec `ebpf:"modes"`
 	OriginalDestination *ebpf.MapSpec `ebpf:"original_destination"`
 	Plaintext           *ebpf.MapSpec `ebpf:"plaintext"`
+	Probes              *ebpf.MapSpec `ebpf:"probes"`
+	Probing             *ebpf.MapSpec `ebpf:"probing"`
 	Redirects           *ebpf.MapSpec `ebpf:"redirects"`
 	RefusalLimits       *ebpf.MapSpec `ebpf:"refusal_limits"`
 	Refusals            *ebpf.MapSpec `ebpf:"refusals"`
@@ -146,6 +150,8 @@ type LookupMaps struct {
 	Modes               *ebpf.Map `ebpf:"modes"`
 	OriginalDestination *ebpf.Map `ebpf:"original_destination"`
 	Plaintext           *ebpf.Map `ebpf:"plaintext"`
+	Probes              *ebpf.Map `ebpf:"probes"`
+	Probing             *ebpf.Map `ebpf:"probing"`
 	Redirects           *ebpf.Map `ebpf:"redirects"`
 	RefusalLimits       *ebpf.Map `ebpf:"refusal_limits"`
 	Refusals            *ebpf.Map `ebpf:"refusals"`
@@ -166,6 +172,8 @@ func (m *LookupMaps) Close() error {
 		m.Modes,
 		m.OriginalDestination,
 		m.Plaintext,
+		m.Probes,
+		m.Probing,
 		m.Redirects,
 		m.RefusalLimits,
 		m.Refusals,

@@ -8,4 +8,5 @@ const enum counter *counter_type __attribute__((unused));
 const enum mode *mode_type __attribute__((unused));
 const enum listener_slot *listener_slot_type __attribute__((unused));
 const enum workload_flag *workload_flag_type __attribute__((unused));
+const enum probe_state *probe_state_type __attribute__((unused));
 const struct refusal *refusal_type __attribute__((unused));

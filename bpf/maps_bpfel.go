@@ -34,7 +34,11 @@ const (
 	MapsCounterCOUNTER_SPOOFED_DELIVERY_DROPPED     MapsCounter = 15
 	MapsCounterCOUNTER_SPOOFED_SOURCE_DROPPED       MapsCounter = 16
 	MapsCounterCOUNTER_UNREADABLE_DROPPED           MapsCounter = 17
-	MapsCounterCOUNTER_MAX                          MapsCounter = 18
+	MapsCounterCOUNTER_PROBE_ACCEPTED               MapsCounter = 18
+	MapsCounterCOUNTER_PROBE_NOT_EXEMPTED           MapsCounter = 19
+	MapsCounterCOUNTER_STRICT_ANSWER_DROPPED        MapsCounter = 20
+	MapsCounterCOUNTER_MAX                          MapsCounter = 21
+	MapsCounterCOUNTER_ROOM                         MapsCounter = 64
 )
 
 type MapsDelivered struct {
@@ -125,6 +129,34 @@ type MapsPrefixKey struct {
 	Ip   [4]uint32
 }
 
+type MapsProbeKey struct {
+	_               structs.HostLayout
+	Source          [4]uint32
+	Destination     [4]uint32
+	SourcePort      uint16
+	DestinationPort uint16
+}
+
+type MapsProbeState uint32
+
+const (
+	MapsProbeStatePROBE_SYN_SENT    MapsProbeState = 1
+	MapsProbeStatePROBE_ESTABLISHED MapsProbeState = 2
+)
+
+type MapsProbeValue struct {
+	_     structs.HostLayout
+	Since uint64
+	State uint32
+	Pad   uint32
+}
+
+type MapsProbing struct {
+	_    structs.HostLayout
+	Key  MapsProbeKey
+	Live uint32
+}
+
 type MapsRedirectKey struct {
 	_           structs.HostLayout
 	Cookie      uint64
@@ -179,6 +211,8 @@ const (
 	MapsMapModes               = "modes"
 	MapsMapOriginalDestination = "original_destination"
 	MapsMapPlaintext           = "plaintext"
+	MapsMapProbes              = "probes"
+	MapsMapProbing             = "probing"
 	MapsMapRedirects           = "redirects"
 	MapsMapRefusalLimits       = "refusal_limits"
 	MapsMapRefusals            = "refusals"
@@ -186,6 +220,7 @@ const (
 	MapsVarCounterType         = "counter_type"
 	MapsVarListenerSlotType    = "listener_slot_type"
 	MapsVarModeType            = "mode_type"
+	MapsVarProbeStateType      = "probe_state_type"
 	MapsVarRefusalType         = "refusal_type"
 	MapsVarWorkloadFlagType    = "workload_flag_type"
 )
@@ -250,6 +285,8 @@ type MapsMapSpecs struct {
 	Modes               *ebpf.MapSpec `ebpf:"modes"`
 	OriginalDestination *ebpf.MapSpec `ebpf:"original_destination"`
 	Plaintext           *ebpf.MapSpec `ebpf:"plaintext"`
+	Probes              *ebpf.MapSpec `ebpf:"probes"`
+	Probing             *ebpf.MapSpec `ebpf:"probing"`
 	Redirects           *ebpf.MapSpec `ebpf:"redirects"`
 	RefusalLimits       *ebpf.MapSpec `ebpf:"refusal_limits"`
 	Refusals            *ebpf.MapSpec `ebpf:"refusals"`
@@ -263,6 +300,7 @@ type MapsVariableSpecs struct {
 	CounterType      *ebpf.VariableSpec `ebpf:"counter_type"`
 	ListenerSlotType *ebpf.VariableSpec `ebpf:"listener_slot_type"`
 	ModeType         *ebpf.VariableSpec `ebpf:"mode_type"`
+	ProbeStateType   *ebpf.VariableSpec `ebpf:"probe_state_type"`
 	RefusalType      *ebpf.VariableSpec `ebpf:"refusal_type"`
 	WorkloadFlagType *ebpf.VariableSpec `ebpf:"workload_flag_type"`
 }
@@ -299,6 +337,8 @@ type MapsMaps struct {
 	Modes               *ebpf.Map `ebpf:"modes"`
 	OriginalDestination *ebpf.Map `ebpf:"original_destination"`
 	Plaintext           *ebpf.Map `ebpf:"plaintext"`
+	Probes              *ebpf.Map `ebpf:"probes"`
+	Probing             *ebpf.Map `ebpf:"probing"`
 	Redirects           *ebpf.Map `ebpf:"redirects"`
 	RefusalLimits       *ebpf.Map `ebpf:"refusal_limits"`
 	Refusals            *ebpf.Map `ebpf:"refusals"`
@@ -319,6 +359,8 @@ func (m *MapsMaps) Close() error {
 		m.Modes,
 		m.OriginalDestination,
 		m.Plaintext,
+		m.Probes,
+		m.Probing,
 		m.Redirects,
 		m.RefusalLimits,
 		m.Refusals,
@@ -333,6 +375,7 @@ type MapsVariables struct {
 	CounterType      *ebpf.Variable `ebpf:"counter_type"`
 	ListenerSlotType *ebpf.Variable `ebpf:"listener_slot_type"`
 	ModeType         *ebpf.Variable `ebpf:"mode_type"`
+	ProbeStateType   *ebpf.Variable `ebpf:"probe_state_type"`
 	RefusalType      *ebpf.Variable `ebpf:"refusal_type"`
 	WorkloadFlagType *ebpf.Variable `ebpf:"workload_flag_type"`
 }

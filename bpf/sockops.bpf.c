@@ -3,37 +3,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Follows connections of workloads: carries the original destination from the connecting socket to the accepted one,
- * takes the entries of a delivery away when both its ends are closed, and counts plaintext that came in. Decides nothing.
+ * takes the entries of a delivery away when both its ends are closed and the entry of a probe when the kubelet's is, and
+ * counts plaintext that came in. Decides nothing.
  *
  * On a miss: an unknown network namespace (workloads) is left alone. An accepted socket of a virtual port without an
  * entry (redirects) gets no original destination, and the tunnel resets it. A connection that is neither redirected,
- * nor delivered, nor local, nor HBONE counts as plaintext.
+ * nor delivered, nor local, nor HBONE, nor a probe (probes) counts as plaintext.
  */
-#include "culvert.h"
-
-struct ends {
-	__u64 cookie;
-	__u32 local[4], remote[4];
-	__u16 local_port, remote_port;
-};
-
-static __always_inline void read_ends(struct bpf_sock_ops *ctx, struct ends *e)
-{
-	if (ctx->family == AF_INET) {
-		map_ip4(e->local, LOAD32(ctx, struct bpf_sock_ops, local_ip4));
-		map_ip4(e->remote, LOAD32(ctx, struct bpf_sock_ops, remote_ip4));
-	} else {
-		LOAD_IP6(ctx, struct bpf_sock_ops, local_ip6, e->local);
-		LOAD_IP6(ctx, struct bpf_sock_ops, remote_ip6, e->remote);
-	}
-	e->local_port = ctx->local_port;
-	e->remote_port = bpf_ntohl(ctx->remote_port);
-}
-
-static __always_inline void watch_state(struct bpf_sock_ops *ctx)
-{
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
-}
+#include "ends.h"
 
 static __always_inline void connecting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct ends *e)
 {
@@ -100,6 +77,19 @@ static __always_inline bool accepted_delivery(struct bpf_sock_ops *ctx, struct e
 	return true;
 }
 
+/* A probe that was over before its last packet came here has no entry any more, and counts as plaintext. */
+static __always_inline bool accepted_probe(struct ends *e)
+{
+	struct probe_key k = {.source_port = e->remote_port, .destination_port = e->local_port};
+
+	__builtin_memcpy(k.source, e->remote, 16);
+	__builtin_memcpy(k.destination, e->local, 16);
+	if (!bpf_map_lookup_elem(&probes, &k))
+		return false;
+	count(COUNTER_PROBE_ACCEPTED);
+	return true;
+}
+
 static __always_inline void accepted_plaintext(struct bpf_sock *sk, struct ends *e)
 {
 	struct plaintext_key k = {.cookie = e->cookie, .port = e->local_port};
@@ -126,7 +116,7 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *
 		return;
 	if (same_ip(e->local, e->remote) || is_loopback(e->remote) || is_own(w, e->remote))
 		return;
-	if (e->local_port == HBONE_PORT || accepted_delivery(ctx, e))
+	if (e->local_port == HBONE_PORT || accepted_delivery(ctx, e) || accepted_probe(e))
 		return;
 	accepted_plaintext(sk, e);
 }
@@ -145,6 +135,28 @@ static __always_inline void closed(struct bpf_sock *sk, struct ends *e)
 	delivery_end(&k, DELIVERY_APPLICATION);
 }
 
+/* It is here and not with probe.bpf.c, because a socket may outlive its cgroup, and with it the program there. */
+static __always_inline bool probe_changed(struct bpf_sock *sk, __u32 state)
+{
+	struct probing *p = bpf_sk_storage_get(&probing, sk, 0, 0);
+	struct probe_value *v;
+	struct probe_key k;
+
+	if (!p)
+		return false;
+	if (state == BPF_TCP_CLOSE)
+		probe_end(p);
+	if (state != BPF_TCP_ESTABLISHED || !p->live)
+		return true;
+	k = p->key;
+	v = bpf_map_lookup_elem(&probes, &k);
+	if (!v)
+		return true;
+	v->since = bpf_ktime_get_ns();
+	v->state = PROBE_ESTABLISHED;
+	return true;
+}
+
 SEC("sockops")
 int culvert_sockops(struct bpf_sock_ops *ctx)
 {
@@ -159,6 +171,8 @@ int culvert_sockops(struct bpf_sock_ops *ctx)
 		return 1;
 	sk = ctx->sk;
 	if (!sk)
+		return 1;
+	if (op == BPF_SOCK_OPS_STATE_CB && probe_changed(sk, ctx->args[1]))
 		return 1;
 	e.cookie = bpf_get_netns_cookie(ctx);
 	w = bpf_map_lookup_elem(&workloads, &e.cookie);
@@ -176,15 +190,19 @@ int culvert_sockops(struct bpf_sock_ops *ctx)
 
 /*
  * A connect may fail between its hook and the first segment (no route, no port), and no state callback ever comes. A
- * miss is the rule: the socket delivers nothing.
+ * miss is the rule: the socket delivers nothing. For a probe the state callback does come, unless another sockops program
+ * of the node switched it off.
  */
 SEC("cgroup/sock_release")
 int culvert_sock_release(struct bpf_sock *sk)
 {
 	struct delivered *d = bpf_sk_storage_get(&delivered, sk, 0, 0);
+	struct probing *p = bpf_sk_storage_get(&probing, sk, 0, 0);
 
 	if (d && sk->state == BPF_TCP_CLOSE)
 		tunnel_end(d);
+	if (p && (sk->state == BPF_TCP_CLOSE || sk->state == BPF_TCP_SYN_SENT))
+		probe_end(p);
 	return 1;
 }
 

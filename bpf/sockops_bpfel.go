@@ -28,6 +28,8 @@ const (
 	SockopsMapModes               = "modes"
 	SockopsMapOriginalDestination = "original_destination"
 	SockopsMapPlaintext           = "plaintext"
+	SockopsMapProbes              = "probes"
+	SockopsMapProbing             = "probing"
 	SockopsMapRedirects           = "redirects"
 	SockopsMapRefusalLimits       = "refusal_limits"
 	SockopsMapRefusals            = "refusals"
@@ -98,6 +100,8 @@ type SockopsMapSpecs struct {
 	Modes               *ebpf.MapSpec `ebpf:"modes"`
 	OriginalDestination *ebpf.MapSpec `ebpf:"original_destination"`
 	Plaintext           *ebpf.MapSpec `ebpf:"plaintext"`
+	Probes              *ebpf.MapSpec `ebpf:"probes"`
+	Probing             *ebpf.MapSpec `ebpf:"probing"`
 	Redirects           *ebpf.MapSpec `ebpf:"redirects"`
 	RefusalLimits       *ebpf.MapSpec `ebpf:"refusal_limits"`
 	Refusals            *ebpf.MapSpec `ebpf:"refusals"`
@@ -142,6 +146,8 @@ type SockopsMaps struct {
 	Modes               *ebpf.Map `ebpf:"modes"`
 	OriginalDestination *ebpf.Map `ebpf:"original_destination"`
 	Plaintext           *ebpf.Map `ebpf:"plaintext"`
+	Probes              *ebpf.Map `ebpf:"probes"`
+	Probing             *ebpf.Map `ebpf:"probing"`
 	Redirects           *ebpf.Map `ebpf:"redirects"`
 	RefusalLimits       *ebpf.Map `ebpf:"refusal_limits"`
 	Refusals            *ebpf.Map `ebpf:"refusals"`
@@ -162,6 +168,8 @@ func (m *SockopsMaps) Close() error {
 		m.Modes,
 		m.OriginalDestination,
 		m.Plaintext,
+		m.Probes,
+		m.Probing,
 		m.Redirects,
 		m.RefusalLimits,
 		m.Refusals,

@@ -16,7 +16,8 @@ const hbonePort = 15008
 
 // ClosePlaintext closes the open inbound plaintext connections on those ports of a pod that closePort names, handshakes
 // included, and returns how many. SetPolicy comes first. Inbound is a connection whose port is listened on or that was
-// seen to come in. Connections that the pod opened itself or has with itself, deliveries and HBONE stay.
+// seen to come in. Connections that the pod opened itself or has with itself, deliveries, the kubelet's probes and HBONE
+// stay.
 func (d *Datapath) ClosePlaintext(netns *os.File, cookie uint64, closePort func(port uint16) bool) (int, error) {
 	var w bpf.MapsWorkload
 	if err := d.maps.Workloads.Lookup(cookie, &w); err != nil {
@@ -97,7 +98,7 @@ func (s *sweep) isPlaintext(k diagSocket, closePort func(uint16) bool) bool {
 	if !peer.IsValid() || peer.IsLoopback() || peer == k.id.local.Addr().Unmap() || s.own(peer) {
 		return false
 	}
-	return !s.delivered(peer, k.id.remote.Port(), port)
+	return !s.delivered(peer, k.id.remote.Port(), port) && !s.probe(k.id)
 }
 
 func (s *sweep) own(a netip.Addr) bool {
@@ -111,4 +112,9 @@ func (s *sweep) delivered(peer netip.Addr, peerPort, port uint16) bool {
 	k := bpf.MapsDeliveryKey{Cookie: s.cookie, Peer: bpf.Words(peer), PeerPort: peerPort, LocalPort: port}
 	var v bpf.MapsDeliveryValue
 	return s.d.maps.Deliveries.Lookup(k, &v) == nil
+}
+
+func (s *sweep) probe(id socketID) bool {
+	var v bpf.MapsProbeValue
+	return s.d.maps.Probes.Lookup(probeKey(id.remote, id.local), &v) == nil
 }

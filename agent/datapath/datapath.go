@@ -26,9 +26,11 @@ import (
 type Datapath struct {
 	log    *slog.Logger
 	layout layout
+	cgroup string
 	lock   *os.File // held as long as the process lives: no other may write to these maps
 	maps   *bpf.MapsMaps
 	node   []link.Link
+	probes link.Link // to the kubelet's cgroup; nil until ExemptProbes
 
 	lookup, deliver *ebpf.CollectionSpec
 
@@ -54,9 +56,12 @@ func open(o Options) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{log: o.Logger, layout: newLayout(o.BPFFS), modes: map[uint64]policy.Modes{}}
+	d := &Datapath{log: o.Logger, layout: newLayout(o.BPFFS), cgroup: cgroup, modes: map[uint64]policy.Modes{}}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
+	}
+	if err := d.layout.refuseOthers(); err != nil {
+		return nil, err
 	}
 	if err := d.layout.create(); err != nil {
 		return nil, err
@@ -120,6 +125,8 @@ func replacements(m *bpf.MapsMaps) map[string]*ebpf.Map {
 		bpf.MapsMapModes:               m.Modes,
 		bpf.MapsMapOriginalDestination: m.OriginalDestination,
 		bpf.MapsMapPlaintext:           m.Plaintext,
+		bpf.MapsMapProbes:              m.Probes,
+		bpf.MapsMapProbing:             m.Probing,
 		bpf.MapsMapRedirects:           m.Redirects,
 		bpf.MapsMapRefusalLimits:       m.RefusalLimits,
 		bpf.MapsMapRefusals:            m.Refusals,
@@ -140,6 +147,9 @@ func (d *Datapath) Close() error {
 	var errs []error
 	for _, l := range d.node {
 		errs = append(errs, l.Close())
+	}
+	if d.probes != nil {
+		errs = append(errs, d.probes.Close())
 	}
 	if d.maps != nil {
 		errs = append(errs, d.maps.Close())

@@ -9,7 +9,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/bpf"
 )
@@ -79,41 +78,4 @@ func detachPin(pin string) error {
 	}
 	_ = l.Detach()
 	return errors.Join(os.Remove(pin), l.Close())
-}
-
-// Installed reports whether anything of ours is pinned.
-func Installed(o Options) (bool, error) {
-	switch _, err := os.Stat(newLayout(o.BPFFS).root); {
-	case errors.Is(err, fs.ErrNotExist):
-		return false, nil
-	case err != nil:
-		return false, fmt.Errorf("pin folder: %w", err)
-	}
-	return true, checkFS(o.BPFFS, unix.BPF_FS_MAGIC, "bpf")
-}
-
-// Uninstall removes everything of ours from the node, connect hooks first, and nothing else. A node without any of it
-// is no error.
-func Uninstall(o Options) error {
-	l := newLayout(o.BPFFS)
-	if _, err := os.Stat(l.root); err != nil {
-		return ignoreMissing(err)
-	}
-	errs := []error{detachAll(l.links())}
-	pods, err := os.ReadDir(l.pods())
-	errs = append(errs, ignoreMissing(err))
-	for _, p := range pods {
-		errs = append(errs, detachAll(filepath.Join(l.pods(), p.Name())))
-	}
-	errs = append(errs, ignoreMissing(os.Remove(l.pods())))
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("uninstall %s: %w", l.root, err)
-	}
-	// The maps go last, and not at all while a program may still look into them.
-	if err := os.RemoveAll(l.root); err != nil {
-		return fmt.Errorf("uninstall: %w", err)
-	}
-	// The folder above may be a mount point, or hold what is not ours; then it stays.
-	_ = os.Remove(o.BPFFS)
-	return nil
 }

@@ -78,6 +78,9 @@ func counterNames() map[bpf.MapsCounter]string {
 		bpf.MapsCounterCOUNTER_SPOOFED_DELIVERY_DROPPED:     "spoofed_delivery_dropped",
 		bpf.MapsCounterCOUNTER_SPOOFED_SOURCE_DROPPED:       "spoofed_source_dropped",
 		bpf.MapsCounterCOUNTER_UNREADABLE_DROPPED:           "unreadable_dropped",
+		bpf.MapsCounterCOUNTER_PROBE_ACCEPTED:               "probe_accepted",
+		bpf.MapsCounterCOUNTER_PROBE_NOT_EXEMPTED:           "probe_not_exempted",
+		bpf.MapsCounterCOUNTER_STRICT_ANSWER_DROPPED:        "strict_answer_dropped",
 	}
 }
 

@@ -21,7 +21,7 @@ const (
 
 // wire sends and receives whole packets at the client's end of the link.
 type wire struct {
-	t   *testing.T
+	t   testing.TB
 	fd  int
 	idx int
 	mac net.HardwareAddr

@@ -24,13 +24,18 @@ import (
 	"github.com/culvert-mesh/culvert/policy"
 )
 
-const cgroupEnv, helperEnv = "DATAPATH_TEST_CGROUP", "DATAPATH_TEST_HELPER"
+const (
+	cgroupEnv, helperEnv = "DATAPATH_TEST_CGROUP", "DATAPATH_TEST_HELPER"
+	proberEnv            = "DATAPATH_TEST_PROBER"
+)
 
 // TestMain runs the tests once more inside a cgroup of their own, so that the hooks reach nothing else on the machine.
 func TestMain(m *testing.M) {
 	switch {
 	case os.Getenv(helperEnv) != "":
 		os.Exit(helper(os.Getenv(helperEnv)))
+	case os.Getenv(proberEnv) != "":
+		os.Exit(probeOnDemand())
 	case os.Getenv(cgroupEnv) != "" || os.Geteuid() != 0:
 		os.Exit(m.Run())
 	}
@@ -86,7 +91,7 @@ func runInCgroup() (int, error) {
 
 // lab is a pod and a client, two network namespaces joined by one link.
 type lab struct {
-	t           *testing.T
+	t           testing.TB
 	opts        Options
 	d           *Datapath
 	pod, client *os.File
@@ -101,7 +106,7 @@ var (
 
 const wait = 3 * time.Second
 
-func newLab(t *testing.T, m policy.Modes) *lab {
+func newLab(t testing.TB, m policy.Modes) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root: makes network namespaces and attaches BPF programs")
@@ -128,14 +133,14 @@ func (l *lab) open() {
 	l.t.Cleanup(func() { d.Close() })
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}
 }
 
-func mountBPFFS(t *testing.T) string {
+func mountBPFFS(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	must(t, unix.Mount("bpf", dir, "bpf", 0, ""))
@@ -143,7 +148,7 @@ func mountBPFFS(t *testing.T) string {
 	return dir
 }
 
-func newNetns(t *testing.T) *os.File {
+func newNetns(t testing.TB) *os.File {
 	t.Helper()
 	var f *os.File
 	must(t, inFreshNetns(func() (err error) {
@@ -192,6 +197,9 @@ func (l *lab) configure(ns *os.File, a4, a6, gw4, gw6 netip.Addr) {
 }
 
 func network(a netip.Addr) string {
+	if a == netip.IPv6Unspecified() {
+		return "tcp" // both families
+	}
 	if a.Is4() {
 		return "tcp4"
 	}
@@ -249,7 +257,7 @@ func (l *lab) dial(ns *os.File, from, to netip.AddrPort) (*net.TCPConn, error) {
 }
 
 // greeting reads the line of serve.
-func greeting(t *testing.T, c net.Conn) string {
+func greeting(t testing.TB, c net.Conn) string {
 	t.Helper()
 	c.SetDeadline(time.Now().Add(wait))
 	line, err := bufio.NewReader(io.LimitReader(c, 100)).ReadString('\n')
@@ -288,7 +296,7 @@ func (l *lab) flows() *flows.Flows {
 
 func port(a netip.Addr, p uint16) netip.AddrPort { return netip.AddrPortFrom(a, p) }
 
-func eventually(t *testing.T, what string, f func() bool) {
+func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if f() {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,14 +14,47 @@ import (
 // ErrInUse says that another agent has the pin folder: it would undo what this one does.
 var ErrInUse = errors.New("another agent uses this folder (stop it, or give each agent a --bpffs of its own)")
 
+// ErrOtherVersion says that what another version pinned is in force. Two of them would redirect the same connections.
+var ErrOtherVersion = errors.New("another version is installed (remove it with `culvert uninstall`)")
+
 // layoutVersion names the folder of our pins. It changes with the layout of any map, so that an agent never adopts maps
 // it would misread.
-const layoutVersion = "v1"
+const layoutVersion = "v2"
 
 // layout knows where our things are pinned.
 type layout struct{ root string }
 
 func newLayout(bpffs string) layout { return layout{filepath.Join(bpffs, layoutVersion)} }
+
+// layouts finds the folders of all versions.
+func layouts(bpffs string) ([]layout, error) {
+	entries, err := os.ReadDir(bpffs)
+	if err != nil {
+		return nil, ignoreMissing(err)
+	}
+	var all []layout
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), "v")
+		if _, err := strconv.ParseUint(number, 10, 16); ok && err == nil && e.IsDir() {
+			all = append(all, layout{filepath.Join(bpffs, e.Name())})
+		}
+	}
+	return all, nil
+}
+
+// refuseOthers fails if another version has anything here.
+func (l layout) refuseOthers() error {
+	all, err := layouts(filepath.Dir(l.root))
+	if err != nil {
+		return fmt.Errorf("pin folder: %w", err)
+	}
+	for _, other := range all {
+		if other != l {
+			return fmt.Errorf("pin folder %s: %w", other.root, ErrOtherVersion)
+		}
+	}
+	return nil
+}
 
 func (l layout) maps() string  { return filepath.Join(l.root, "maps") }
 func (l layout) links() string { return filepath.Join(l.root, "links") }

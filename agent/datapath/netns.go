@@ -48,15 +48,21 @@ func onOwnThread(f func() error) error {
 // NetnsCookie returns the cookie of a network namespace, the key of its workload.
 func NetnsCookie(netns *os.File) (uint64, error) {
 	var cookie uint64
-	err := inNetns(netns, func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("open socket: %w", err)
-		}
-		defer unix.Close(fd)
-		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	err := inNetns(netns, func() (err error) {
+		cookie, err = ownNetnsCookie()
 		return err
 	})
+	return cookie, err
+}
+
+// ownNetnsCookie is of the namespace that the calling thread is in.
+func ownNetnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open socket: %w", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	if err != nil {
 		return 0, fmt.Errorf("network namespace cookie (Linux 5.14): %w", err)
 	}

@@ -44,7 +44,7 @@ func (l *lab) outbound() (v4, v6 *net.TCPListener) {
 	return v4, v6
 }
 
-func accept(t *testing.T, ln *net.TCPListener) *net.TCPConn {
+func accept(t testing.TB, ln *net.TCPListener) *net.TCPConn {
 	t.Helper()
 	ln.SetDeadline(time.Now().Add(wait))
 	c, err := ln.AcceptTCP()

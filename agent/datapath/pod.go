@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -38,18 +39,23 @@ func (d *Datapath) attach(w Workload) error {
 	if err != nil {
 		return err
 	}
-	programs, err := d.podPrograms(w, entry)
-	if err != nil {
-		return err
-	}
-	defer closePrograms(programs)
 	if err := os.Mkdir(d.layout.pod(w.Cookie), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("pin folder: %w", err)
 	}
-	if err := d.attachLookup(w, programs["culvert_lookup"]); err != nil {
+	// To attach to an interface is mostly to wait for the kernel: the other program is loaded meanwhile.
+	var (
+		lookup     map[string]*ebpf.Program
+		lookupErr  error
+		background sync.WaitGroup
+	)
+	background.Go(func() { lookup, lookupErr = d.podPrograms(d.lookup, w, entry) })
+	err = d.attachGuards(w, entry)
+	background.Wait()
+	defer closePrograms(lookup)
+	if err := errors.Join(err, lookupErr); err != nil {
 		return err
 	}
-	if err := d.attachInterface(w, programs); err != nil {
+	if err := d.attachLookup(w, lookup["culvert_lookup"]); err != nil {
 		return err
 	}
 	if err := d.maps.Workloads.Update(w.Cookie, entry, ebpf.UpdateAny); err != nil {
@@ -97,25 +103,22 @@ func (d *Datapath) workloadEntry(w Workload) (bpf.MapsWorkload, error) {
 	return e, nil
 }
 
-func (d *Datapath) podPrograms(w Workload, e bpf.MapsWorkload) (map[string]*ebpf.Program, error) {
+func (d *Datapath) podPrograms(shared *ebpf.CollectionSpec, w Workload, e bpf.MapsWorkload) (map[string]*ebpf.Program, error) {
 	constants := map[string]any{"COOKIE": w.Cookie, "POD_IP4": e.Ip4, "POD_IP6": e.Ip6, "MARK": e.Mark}
+	spec := shared.Copy()
+	for name, v := range spec.Variables {
+		if err := v.Set(constants[name]); err != nil {
+			return nil, fmt.Errorf("program constant %s: %w", name, err)
+		}
+	}
+	coll, err := d.loadPrograms(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
 	programs := map[string]*ebpf.Program{}
-	for _, shared := range []*ebpf.CollectionSpec{d.lookup, d.deliver} {
-		spec := shared.Copy()
-		for name, v := range spec.Variables {
-			if err := v.Set(constants[name]); err != nil {
-				return nil, fmt.Errorf("program constant %s: %w", name, err)
-			}
-		}
-		coll, err := d.loadPrograms(spec)
-		if err != nil {
-			closePrograms(programs)
-			return nil, err
-		}
-		for name := range spec.Programs {
-			programs[name] = coll.DetachProgram(name)
-		}
-		coll.Close()
+	for name := range spec.Programs {
+		programs[name] = coll.DetachProgram(name)
 	}
 	return programs, nil
 }
@@ -137,6 +140,15 @@ func (d *Datapath) attachLookup(w Workload, program *ebpf.Program) error {
 		return fmt.Errorf("attach sk_lookup to %s: %w", w.Netns.Name(), err)
 	}
 	return l.Close()
+}
+
+func (d *Datapath) attachGuards(w Workload, e bpf.MapsWorkload) error {
+	programs, err := d.podPrograms(d.deliver, w, e)
+	if err != nil {
+		return err
+	}
+	defer closePrograms(programs)
+	return d.attachInterface(w, programs)
 }
 
 // attachInterface hangs the pair on the pod's interface, before all others: who answers first decides. The guard of the

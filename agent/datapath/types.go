@@ -9,7 +9,7 @@ import (
 // Options say where the datapath keeps its things.
 type Options struct {
 	// BPFFS is a directory on a BPF file system, made if it is missing; below /sys/fs/bpf the file system is
-	// mounted if it is missing too. Everything of ours is pinned below BPFFS/v1.
+	// mounted if it is missing too. Everything of ours is pinned below one folder of it, BPFFS/v2.
 	BPFFS string
 	// Cgroup is the cgroup2 directory whose processes are governed: the node's root. Empty: where cgroup2 is mounted.
 	Cgroup string
