@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -43,25 +44,75 @@ func NewSet(root string, policies []PeerAuthentication) *Set {
 	if root == "" {
 		root = DefaultRootNamespace
 	}
-	s := &Set{root: root, mesh: Decision{Mode: Permissive}, namespaces: make(map[string]*namespacePolicies)}
-	byNamespace := make(map[string][]*PeerAuthentication)
-	own := slices.Clone(policies)
-	for i := range own {
-		p := &own[i]
-		byNamespace[p.Namespace] = append(byNamespace[p.Namespace], p)
+	byNamespace := make(map[string][]PeerAuthentication)
+	for i := range policies {
+		n := policies[i].Namespace
+		byNamespace[n] = append(byNamespace[n], policies[i])
 	}
-	for name, list := range byNamespace {
-		s.namespaces[name] = newNamespacePolicies(list)
+	s := &Set{root: root, mesh: Decision{Mode: Permissive}}
+	return s.With(byNamespace)
+}
+
+// With is s where the policies of the given namespaces are these instead; an empty list is none. What is said of
+// NewSet's policies holds for them. It costs what those namespaces cost, unless the root namespace is among them:
+// then all do.
+func (s *Set) With(changed map[string][]PeerAuthentication) *Set {
+	next := &Set{root: s.root, mesh: s.mesh, namespaces: maps.Clone(s.namespaces)}
+	if next.namespaces == nil {
+		next.namespaces = make(map[string]*namespacePolicies)
 	}
-	if r := s.namespaces[root]; r != nil && r.all != nil {
-		s.mesh = s.mesh.override(r.all.head())
+	for name, list := range changed {
+		if len(list) == 0 {
+			delete(next.namespaces, name)
+			continue
+		}
+		next.namespaces[name] = newNamespacePolicies(pointers(list))
 	}
-	for name, n := range s.namespaces {
-		if name != root {
-			n.decide(s.mesh)
+	if _, all := changed[s.root]; all {
+		next.mesh = Decision{Mode: Permissive}
+		if r := next.namespaces[s.root]; r != nil && r.all != nil {
+			next.mesh = next.mesh.override(r.all.head())
+		}
+		next.decideAll(changed)
+		return next
+	}
+	for name := range changed {
+		if n := next.namespaces[name]; n != nil {
+			n.decide(next.mesh)
 		}
 	}
-	return s
+	return next
+}
+
+// decideAll decides every namespace anew. Those that are not new are s's predecessor's too, which must not change.
+func (s *Set) decideAll(fresh map[string][]PeerAuthentication) {
+	for name, n := range s.namespaces {
+		if name == s.root {
+			continue
+		}
+		if _, ok := fresh[name]; !ok {
+			n = newNamespacePolicies(n.policies())
+			s.namespaces[name] = n
+		}
+		n.decide(s.mesh)
+	}
+}
+
+func pointers(list []PeerAuthentication) []*PeerAuthentication {
+	own := slices.Clone(list)
+	all := make([]*PeerAuthentication, len(own))
+	for i := range own {
+		all[i] = &own[i]
+	}
+	return all
+}
+
+func (n *namespacePolicies) policies() []*PeerAuthentication {
+	groups := n.selected
+	if n.all != nil {
+		groups = append(slices.Clip(groups), n.all)
+	}
+	return merged(groups)
 }
 
 func newNamespacePolicies(policies []*PeerAuthentication) *namespacePolicies {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"reflect"
 	"slices"
 	"testing"
@@ -241,4 +242,48 @@ func BenchmarkTenThousandPolicies(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestWithEqualsNewSet changes one namespace at a time, the root's among them, and compares with a Set made anew.
+func TestWithEqualsNewSet(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	modes := []Mode{Unset, Disable, Permissive, Strict}
+	namespaces := []string{"root", "a", "b", "c"}
+	current := map[string][]PeerAuthentication{}
+	set := NewSet("root", nil)
+	for round := range 500 {
+		ns := namespaces[random.IntN(len(namespaces))]
+		var list []PeerAuthentication
+		for i := range random.IntN(4) {
+			p := PeerAuthentication{Namespace: ns, Name: fmt.Sprint("p", i), Mode: modes[random.IntN(len(modes))]}
+			if random.IntN(2) == 0 {
+				p.Selector = map[string]string{"app": fmt.Sprint(random.IntN(2))}
+				p.Ports = map[uint16]Mode{80: modes[random.IntN(len(modes))]}
+			}
+			list = append(list, p)
+		}
+		before, old := set, effectiveOfAll(set, namespaces)
+		current[ns] = list
+		set = set.With(map[string][]PeerAuthentication{ns: list})
+		var all []PeerAuthentication
+		for _, l := range current {
+			all = append(all, l...)
+		}
+		if got, want := effectiveOfAll(set, namespaces), effectiveOfAll(NewSet("root", all), namespaces); !reflect.DeepEqual(got, want) {
+			t.Fatalf("round %d: %s changed to %v: got %v, want %v", round, ns, list, got, want)
+		}
+		if !reflect.DeepEqual(effectiveOfAll(before, namespaces), old) {
+			t.Fatalf("round %d: the Set before changed", round)
+		}
+	}
+}
+
+func effectiveOfAll(s *Set, namespaces []string) []Decision {
+	var all []Decision
+	for _, ns := range namespaces {
+		for _, app := range []string{"0", "1", "2"} {
+			all = append(all, s.Effective(Workload{Namespace: ns, Labels: map[string]string{"app": app}}))
+		}
+	}
+	return all
 }
