@@ -21,6 +21,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/agent/datapath"
 	"github.com/culvert-mesh/culvert/agent/enroll"
+	"github.com/culvert-mesh/culvert/agent/enroll/cni"
 	"github.com/culvert-mesh/culvert/agent/identity"
 	"github.com/culvert-mesh/culvert/agent/source"
 	"github.com/culvert-mesh/culvert/policy"
@@ -35,7 +36,7 @@ const (
 	maxSessions  = 16
 )
 
-// Options configure an agent. All fields but Logger, Enroll and ClusterDomain are required.
+// Options configure an agent. Those without a comment that says otherwise are required.
 type Options struct {
 	Node          string // pods with this spec.nodeName are local, and those with none
 	Source        source.Source
@@ -44,11 +45,22 @@ type Options struct {
 	Datapath      datapath.Options
 	ControlPath   string         // the unix socket that the tunnel dials
 	TunnelUID     int            // the only user that may be a tunnel
-	MeshRanges    []netip.Prefix // pods and Services: connections there are captured
+	MeshRanges    []netip.Prefix // pods and Services, beside what the source learns: connections there are captured
 	RootNamespace string
-	ClusterDomain string
+	ClusterDomain string // may be empty: cluster.local
 	Enroll        enroll.Options
 	Logger        *slog.Logger
+
+	Locator  Locator  // may be nil: pods carry source.NetnsAnnotation
+	Reporter Reporter // may be nil
+	// CNIPath is the unix socket on which the CNI plugin announces pods; empty: nobody does.
+	CNIPath string
+	// Kubelet finds the cgroup of the node's kubelet, whose probes STRICT lets through. May be nil: there is none.
+	Kubelet func() (cgroup string, err error)
+	// Retiring is closed when the agent is about to go for good: no pod's start waits for it any more. May be nil.
+	Retiring <-chan struct{}
+	// OnReady is called once, when the first snapshot holds. May be nil.
+	OnReady func()
 }
 
 // Agent is the state of a running agent, owned by the goroutine of its loop.
@@ -58,21 +70,30 @@ type Agent struct {
 	path   *datapath.Datapath
 	keeper *identity.Keeper
 	events chan func()
-	done   <-chan struct{}
+	ctx    context.Context
+	tasks  sync.WaitGroup
 
 	snapshot     *source.Snapshot
+	skipped      bool // a snapshot was left out: the next one's Changes do not tell all
 	policies     *policy.Set
 	rules        *policy.RuleSet
 	workloads    map[uint64]*workload
-	byPod        map[string]*workload // "namespace/name"
-	unenrollable map[string]string    // pod -> why, as last logged
+	byPod        map[string]*workload    // "namespace/name"
+	wanted       map[string]*source.Pod  // of this node, as the snapshot has them
+	unenrollable map[string]string       // pod -> why, as last logged
+	searches     map[string]*search      // pods whose namespace is looked for
+	searchers    chan struct{}           // bounds how many at once
+	ended        map[string]string       // pod -> UID, where its runtime took the sandbox down
+	retiring     bool
+	additions    map[*addition]struct{}  // pods being started, of which the source knows nothing yet
+	outside      map[netip.Addr]struct{} // known addresses outside of all ranges
 	sessions     map[*session]struct{}
 	sweeps       []sweep
 	closing      sync.WaitGroup
 	closers      chan struct{} // bounds how many pods\' connections are closed at once
 	generation   uint64
 	unresolved   bool                 // a local pod's namespace is not known: state without an owner may be its
-	moved        bool                 // pods came or went since routes were last told
+	touched      touched              // what routes have to follow since they were last told
 	incomplete   bool                 // the kernel did not take all of it
 	problems     map[problem]struct{} // of the source, as last logged
 	reported     map[string]string
@@ -86,18 +107,24 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
+	attached, err := listenCNI(o.CNIPath)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	path, err := datapath.Open(o.Datapath)
 	if err != nil {
-		return errors.Join(fmt.Errorf("datapath: %w", err), listener.Close())
+		return errors.Join(fmt.Errorf("datapath: %w", err), listener.Close(), closeCNI(attached))
 	}
 	ctx, stop := context.WithCancel(ctx)
 	a := &Agent{
 		Options: o, log: o.Logger, path: path,
-		events: make(chan func(), eventBacklog), done: ctx.Done(),
+		events: make(chan func(), eventBacklog), ctx: ctx,
 		workloads: map[uint64]*workload{}, byPod: map[string]*workload{},
 		unenrollable: map[string]string{}, reported: map[string]string{},
-		sessions: map[*session]struct{}{},
-		closers:  make(chan struct{}, maxClosers),
+		searches: map[string]*search{}, ended: map[string]string{}, additions: map[*addition]struct{}{},
+		sessions:  map[*session]struct{}{},
+		closers:   make(chan struct{}, maxClosers),
+		searchers: make(chan struct{}, maxSearches),
 	}
 	a.keeper = identity.NewKeeper(o.Issuer, a.log, func(s *x509svid.SVID) {
 		a.post(func() {
@@ -107,10 +134,9 @@ func Run(ctx context.Context, o Options) error {
 		})
 	})
 
-	var tasks sync.WaitGroup
-	failed := make(chan error, 3)
+	failed := make(chan error, 8)
 	start := func(name string, f func(context.Context) error) {
-		tasks.Go(func() {
+		a.tasks.Go(func() {
 			if err := f(ctx); err != nil && ctx.Err() == nil {
 				failed <- fmt.Errorf("%s: %w", name, err)
 			}
@@ -119,7 +145,13 @@ func Run(ctx context.Context, o Options) error {
 	start("source", func(ctx context.Context) error {
 		return o.Source.Run(ctx, func(s *source.Snapshot) { a.post(func() { a.apply(s) }) })
 	})
-	start("control socket", func(ctx context.Context) error { return a.acceptSessions(ctx, listener, &tasks) })
+	if attached != nil {
+		start("CNI socket", func(ctx context.Context) error { return cni.Serve(ctx, attached, attachments{a}, a.log) })
+	}
+	start("trust bundle", a.followBundle)
+	start("kubelet", a.followKubelet)
+	start("retirement", a.followRetirement)
+	start("control socket", func(ctx context.Context) error { return a.acceptSessions(ctx, listener) })
 	start("refusals", func(ctx context.Context) error {
 		return path.Refusals(ctx, func(r datapath.Refusal) { a.postOrDrop(func() { a.refused(r) }) })
 	})
@@ -127,7 +159,8 @@ func Run(ctx context.Context, o Options) error {
 	err = a.loop(ctx, failed)
 	stop()
 	err = errors.Join(err, listener.Close())
-	tasks.Wait()
+	a.tasks.Wait()
+	err = errors.Join(err, closeCNI(attached))
 	a.keeper.Close()
 	a.closing.Wait()
 	a.release()
@@ -151,11 +184,18 @@ func (a *Agent) loop(ctx context.Context, failed <-chan error) error {
 	}
 }
 
-// post hands an event to the loop, and waits for room unless the agent ends.
-func (a *Agent) post(event func()) {
+// post hands an event to the loop, and waits for room unless the agent ends: then it returns false.
+func (a *Agent) post(event func()) bool {
+	select {
+	case <-a.ctx.Done():
+		return false
+	default:
+	}
 	select {
 	case a.events <- event:
-	case <-a.done:
+		return true
+	case <-a.ctx.Done():
+		return false
 	}
 }
 
@@ -179,21 +219,22 @@ func (a *Agent) tick() {
 			a.unresolved = true
 		}
 	}
-	if a.snapshot != nil && a.unresolved {
-		a.enrollPods(a.wantedPods())
+	if a.snapshot == nil {
+		return
 	}
-	if a.snapshot != nil && a.incomplete {
+	if a.unresolved {
+		a.enrollPods()
+	}
+	if a.incomplete {
 		a.retry()
 	}
-	if a.moved {
-		a.updateRoutes()
-	}
+	a.updateRoutes(&source.Changes{})
 }
 
 // retry writes again what the kernel did not take at the last snapshot, for want of room perhaps.
 func (a *Agent) retry() {
 	a.incomplete = false
-	a.capture()
+	a.capture(&source.Changes{All: true})
 	for _, w := range a.workloads {
 		a.applyModes(w)
 	}

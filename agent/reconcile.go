@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -27,34 +29,93 @@ type sweep struct {
 // apply makes a snapshot hold: policies, local pods, their modes, what is captured, the routes in use.
 func (a *Agent) apply(s *source.Snapshot) {
 	begin := time.Now()
-	if len(s.Namespaces) == 0 && len(s.Pods) == 0 {
+	if s.Empty() {
 		// More likely a volume that is not mounted than the wish to open every pod.
 		a.reportProblems(append(slices.Clip(s.Problems), source.Problem{Object: "configuration", Err: errEmpty}))
+		a.skipped = true
 		return
 	}
+	changes := s.Changes
+	changes.All = changes.All || a.skipped
+	a.skipped = false
 	a.snapshot = s
-	a.policies = policy.NewSet(a.RootNamespace, s.Policies)
-	a.rules = policy.NewRuleSet(a.RootNamespace, a.ClusterDomain, s.Rules)
-	a.reportProblems(s.Problems)
-	a.capture()
-	wanted := a.wantedPods()
+	a.indexPolicies(&changes)
+	if changes.All || changes.Problems {
+		a.reportProblems(s.Problems)
+	}
+	a.capture(&changes)
+	if changes.All || changes.Local || len(changes.Namespaces) > 0 {
+		a.wanted = a.wantedPods()
+	}
 	for ref, w := range a.byPod {
 		// New policies go with the new labels: with the old ones they might open what neither opens.
-		if pod := wanted[ref]; pod != nil && samePlace(pod, w.pod) {
-			w.pod = pod
+		if pod := a.wanted[ref]; pod != nil && w.isPlaceOf(pod) {
+			if pod != w.listed {
+				w.renew(pod)
+				a.touchWorkload(w)
+				if pod.Redirection == source.RedirectionAbsent {
+					a.tellEnrolled(w.pod)
+				}
+			}
 			a.applyModes(w)
 		}
 	}
-	a.enrollPods(wanted)
-	a.updateRoutes()
+	if changes.All || changes.Local || len(changes.Namespaces) > 0 {
+		a.enrollPods()
+		a.retryAdditions()
+	}
+	a.updateRoutes(&changes)
 	a.generation++
-	a.log.Info("snapshot applied", "generation", a.generation, "pods", len(s.Pods), "policies", len(s.Policies),
-		"enrolled_here", len(a.workloads), "problems", len(s.Problems), "took", time.Since(begin).String())
+	a.logApplied(&changes, time.Since(begin))
+	a.ready()
 }
 
-func (a *Agent) capture() {
+// ready tells once that the first snapshot holds.
+func (a *Agent) ready() {
+	if a.OnReady != nil {
+		a.OnReady()
+		a.OnReady = nil
+	}
+}
+
+// logApplied is quiet about what concerns other nodes only: on a large cluster that changes many times a second.
+func (a *Agent) logApplied(c *source.Changes, took time.Duration) {
+	level := slog.LevelDebug
+	if c.All || c.Local || c.Rules || len(c.Policies) > 0 || len(c.Namespaces) > 0 {
+		level = slog.LevelInfo
+	}
+	a.log.Log(context.Background(), level, "snapshot applied", "generation", a.generation, "pods", a.snapshot.Pods(),
+		"enrolled_here", len(a.workloads), "problems", len(a.snapshot.Problems), "took", took.String())
+}
+
+func (a *Agent) indexPolicies(c *source.Changes) {
+	switch {
+	case c.All || a.policies == nil:
+		a.policies = policy.NewSet(a.RootNamespace, a.snapshot.AllPolicies())
+	case len(c.Policies) > 0:
+		changed := make(map[string][]policy.PeerAuthentication, len(c.Policies))
+		for namespace := range c.Policies {
+			changed[namespace] = a.snapshot.Policies(namespace)
+		}
+		a.policies = a.policies.With(changed)
+	}
+	if c.All || c.Rules || a.rules == nil {
+		a.rules = policy.NewRuleSet(a.RootNamespace, a.ClusterDomain, a.snapshot.AllRules())
+	}
+}
+
+// capture tells the kernel what connections are captured for: the ranges of pods and Services, and what is known
+// outside of them.
+func (a *Agent) capture(c *source.Changes) {
 	const key = "captured addresses"
-	if err := a.path.SetCaptured(a.captured()); err != nil {
+	if !a.findOutside(c) && !a.incomplete {
+		return
+	}
+	prefixes := a.ranges()
+	for address := range a.outside {
+		prefixes = append(prefixes, netip.PrefixFrom(address, address.BitLen()))
+	}
+	if err := a.path.SetCaptured(prefixes); err != nil {
 		a.incomplete = true
 		a.reportOnce(key, err)
 		return
@@ -62,26 +123,35 @@ func (a *Agent) capture() {
 	delete(a.reported, key)
 }
 
-// captured is what connections are captured for: the mesh's ranges, and what is known outside of them.
-func (a *Agent) captured() []netip.Prefix {
-	prefixes := slices.Clone(a.MeshRanges)
-	add := func(addresses []netip.Addr) {
-		for _, address := range addresses {
-			inRange := slices.ContainsFunc(a.MeshRanges, func(p netip.Prefix) bool { return p.Contains(address) })
-			if !inRange {
-				prefixes = append(prefixes, netip.PrefixFrom(address, address.BitLen()))
+func (a *Agent) ranges() []netip.Prefix { return slices.Concat(a.MeshRanges, a.snapshot.Ranges) }
+
+// findOutside keeps the known addresses that no range holds, and reports whether what is captured changed.
+func (a *Agent) findOutside(c *source.Changes) (changed bool) {
+	ranges := a.ranges()
+	inRange := func(address netip.Addr) bool {
+		return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(address) })
+	}
+	if c.All || c.Ranges || a.outside == nil {
+		a.outside = map[netip.Addr]struct{}{}
+		for address := range a.snapshot.Addresses() {
+			if !inRange(address) {
+				a.outside[address] = struct{}{}
 			}
 		}
+		return true
 	}
-	for i := range a.snapshot.Pods {
-		if !a.snapshot.Pods[i].HostNetwork {
-			add(a.snapshot.Pods[i].Addresses)
+	for address := range c.Addresses {
+		_, was := a.outside[address]
+		switch is := !inRange(address) && a.snapshot.Known(address); {
+		case is && !was:
+			a.outside[address] = struct{}{}
+			changed = true
+		case was && !is:
+			delete(a.outside, address)
+			changed = true
 		}
 	}
-	for i := range a.snapshot.Services {
-		add(a.snapshot.Services[i].Addresses)
-	}
-	return prefixes
+	return changed
 }
 
 // wantedModes is what the policies say. Where one of them could not be read, nothing becomes looser than

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -65,11 +67,37 @@ func (a *Agent) route(s *session, r *control.RouteRequest) {
 	})
 }
 
+// touched is what changed beside the snapshot: workloads that came, went, or have other labels.
+type touched struct {
+	addresses map[netip.Addr]struct{}
+	workloads map[uint64]struct{}
+}
+
+// touchWorkload has the routes from and to a workload looked at again.
+func (a *Agent) touchWorkload(w *workload) {
+	if a.touched.workloads == nil {
+		a.touched = touched{map[netip.Addr]struct{}{}, map[uint64]struct{}{}}
+	}
+	a.touched.workloads[w.id] = struct{}{}
+	for _, address := range w.pod.Addresses {
+		a.touched.addresses[address.Unmap()] = struct{}{}
+	}
+}
+
 // updateRoutes tells each tunnel the answers that became other ones.
-func (a *Agent) updateRoutes() {
-	a.moved = false
+func (a *Agent) updateRoutes(c *source.Changes) {
+	t := a.touched
+	a.touched = touched{}
+	_, mesh := c.Policies[a.RootNamespace]
+	all := c.All || c.Rules || mesh
+	if !all && len(c.Addresses)+len(c.Namespaces)+len(c.Policies)+len(t.workloads) == 0 {
+		return
+	}
 	for s := range a.sessions {
 		for d, was := range s.routes {
+			if !all && !a.routeTouched(d, was, c, &t) {
+				continue
+			}
 			now, known := a.resolve(d)
 			if !proto.Equal(was, now) && known {
 				s.routes[d] = now
@@ -77,6 +105,30 @@ func (a *Agent) updateRoutes() {
 			}
 		}
 	}
+}
+
+// routeTouched reports whether anything changed that the answer depends on.
+func (a *Agent) routeTouched(d destination, was *control.Route, c *source.Changes, t *touched) bool {
+	if _, ok := t.workloads[d.workload]; ok {
+		return true
+	}
+	address := d.address.Addr().Unmap()
+	if _, ok := t.addresses[address]; ok || c.Address(address) {
+		return true
+	}
+	for _, e := range was.Endpoints {
+		address, ok := netip.AddrFromSlice(e.Address)
+		if !ok {
+			return true
+		}
+		if _, ok := t.addresses[address.Unmap()]; ok || c.Address(address) {
+			return true
+		}
+		if namespace, _, ok := strings.Cut(e.Workload, "/"); ok && c.Namespace(namespace) {
+			return true
+		}
+	}
+	return false
 }
 
 // resolve decides what a local workload does about a destination. known is false when nothing explains the
@@ -88,14 +140,16 @@ func (a *Agent) resolve(d destination) (answer *control.Route, known bool) {
 		answer.Reason = "the workload is not enrolled here"
 		return answer, w != nil
 	}
-	if service := a.snapshot.ServiceByAddress(d.address.Addr()); service != nil {
+	if service := a.snapshot.ServiceByAddress(d.address); service != nil && a.serves(service, d.address) {
 		a.resolveService(answer, w, service, d.address)
 		return answer, true
 	}
 	pod := a.snapshot.PodByAddress(d.address.Addr())
 	rule := policy.RuleDecision{}
-	if service, port := a.headlessService(pod, d.address); service != nil {
-		rule = a.rules.Lookup(policyWorkload(w.pod), policy.Ref{Namespace: service.Namespace, Name: service.Name}, port)
+	if pod != nil {
+		if service, port := a.snapshot.HeadlessService(pod.Namespace, d.address); service != nil {
+			rule = a.rules.Lookup(policyWorkload(w.pod), policy.Ref{Namespace: service.Namespace, Name: service.Name}, port)
+		}
 	}
 	answer.Endpoints = []*control.Endpoint{a.endpoint(w, d.address, rule)}
 	return answer, pod != nil
@@ -134,26 +188,13 @@ func sample(all []netip.AddrPort) []netip.AddrPort {
 	return chosen
 }
 
-// headlessService is the Service without an address of its own for which clients use the pod's, so that its
-// DestinationRules hold there too.
-func (a *Agent) headlessService(pod *source.Pod, to netip.AddrPort) (*source.Service, uint16) {
-	if pod == nil {
-		return nil, 0
+// serves reports whether the Service answers for the whole address: at an external one, which may be a node's,
+// only for its ports.
+func (a *Agent) serves(service *source.Service, to netip.AddrPort) bool {
+	if !slices.Contains(service.External, to.Addr().Unmap()) {
+		return true
 	}
-	for i := range a.snapshot.Services {
-		service := &a.snapshot.Services[i]
-		if len(service.Addresses) > 0 || service.Namespace != pod.Namespace {
-			continue
-		}
-		for _, p := range service.Ports {
-			for _, e := range p.Endpoints {
-				if e == to {
-					return service, p.Port
-				}
-			}
-		}
-	}
-	return nil, 0
+	return slices.ContainsFunc(service.Ports, func(p source.ServicePort) bool { return p.Port == to.Port() })
 }
 
 // endpoint decides how one address is reached: mTLS towards an enrolled pod whose port takes it, plaintext
@@ -195,10 +236,13 @@ func (a *Agent) endpoint(from *workload, to netip.AddrPort, rule policy.RuleDeci
 // mutual returns the identity that a pod proves on a port; none when it is not enrolled or does not take mTLS
 // there. byPolicy is what decided.
 func (a *Agent) mutual(pod *source.Pod, port uint16) (identity, byPolicy string) {
-	if pod == nil || !enroll.Decide(a.snapshot.Namespace(pod.Namespace), pod, a.Enroll).Enrolled {
+	if pod == nil {
 		return "", "destination is not in the mesh"
 	}
 	d := a.policies.Effective(policyWorkload(pod)).ForPort(port)
+	if !a.inMesh(pod, d.Mode) {
+		return "", "destination is not in the mesh"
+	}
 	if d.Mode == policy.Disable {
 		return "", d.Policy.String()
 	}
@@ -207,6 +251,19 @@ func (a *Agent) mutual(pod *source.Pod, port uint16) (identity, byPolicy string)
 		return "", "destination has no valid identity"
 	}
 	return id.String(), d.Policy.String()
+}
+
+// inMesh reports whether a tunnel stands before the pod. On this node the agent knows; of others it is what their
+// node says by the annotation, not what labels wish for. But a STRICT port takes nothing else: there the wish is
+// enough, so that a missing annotation never sends plaintext to it.
+func (a *Agent) inMesh(pod *source.Pod, mode policy.Mode) bool {
+	if pod.Redirection == source.RedirectionEnabled || a.byPod[pod.Ref()] != nil {
+		return true
+	}
+	if pod.Redirection == source.RedirectionAbsent && mode != policy.Strict {
+		return false
+	}
+	return enroll.Decide(a.snapshot.Namespace(pod.Namespace), pod, a.Enroll).Enrolled
 }
 
 func wireMode(m policy.Mode) control.Mode {

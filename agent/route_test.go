@@ -22,7 +22,7 @@ const (
 func routing(policies []policy.PeerAuthentication, rules []policy.DestinationRule) *Agent {
 	address := netip.MustParseAddr
 	client := source.Pod{Namespace: "web", Name: "client", ServiceAccount: "client", Addresses: []netip.Addr{address("10.1.0.1")}}
-	snapshot := source.NewSnapshot(source.Contents{
+	snapshot := source.NewSnapshot("", source.Contents{
 		Namespaces: []source.Namespace{{Name: "web", Labels: map[string]string{"istio.io/dataplane-mode": "ambient"}}},
 		Pods: []source.Pod{client,
 			{Namespace: "web", Name: "server", ServiceAccount: "server", Addresses: []netip.Addr{address(serverAddress)}},
@@ -39,7 +39,7 @@ func routing(policies []policy.PeerAuthentication, rules []policy.DestinationRul
 		},
 		Policies: policies, Rules: rules,
 	})
-	w := &workload{id: clientID, pod: &snapshot.Pods[0]}
+	w := &workload{id: clientID, pod: &client}
 	return &Agent{
 		Options:   Options{TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local")},
 		snapshot:  snapshot,
@@ -97,7 +97,7 @@ func TestRouteFollowsModeAndDestinationRule(t *testing.T) {
 
 func TestServiceThatLeadsBackToThePodItselfIsDirect(t *testing.T) {
 	a := routing([]policy.PeerAuthentication{{Namespace: "web", Name: "on", Mode: policy.Strict}}, nil)
-	a.snapshot.Services[0].Ports[0].Endpoints = []netip.AddrPort{netip.MustParseAddrPort("10.1.0.1:8080")}
+	a.snapshot.ServiceByAddress(netip.MustParseAddrPort(serviceAddress + ":80")).Ports[0].Endpoints = []netip.AddrPort{netip.MustParseAddrPort("10.1.0.1:8080")}
 	answer, _ := a.resolve(destination{clientID, netip.MustParseAddrPort(serviceAddress + ":80")})
 	if len(answer.Endpoints) != 1 || answer.Endpoints[0].Action != control.Action_ACTION_DIRECT {
 		t.Errorf("got %v", answer)
@@ -140,6 +140,72 @@ func TestSampleIsBoundedAndStable(t *testing.T) {
 	for i := range first {
 		if first[i] != second[i] {
 			t.Fatal("two samples of one list differ")
+		}
+	}
+}
+
+func TestExternalAddressIsTheServicesForItsPortsOnly(t *testing.T) {
+	a := routing(nil, nil)
+	x := source.NewIndex("")
+	node := netip.MustParseAddr("192.0.2.1")
+	x.SetService(&source.Service{Namespace: "web", Name: "edge", External: []netip.Addr{node}, Ports: []source.ServicePort{{Port: 80}}})
+	a.snapshot = x.Snapshot()
+	for port, want := range map[uint16]int{80: 0, 10250: 1} {
+		answer, _ := a.resolve(destination{clientID, netip.AddrPortFrom(node, port)})
+		if len(answer.Endpoints) != want {
+			t.Errorf("port %d: %d endpoints, want %d: %v", port, len(answer.Endpoints), want, answer)
+		}
+	}
+}
+
+// TestPodOfAnotherNodeIsReachedAsItsNodeAnnounced is about the annotation that data planes read of each other.
+func TestPodOfAnotherNodeIsReachedAsItsNodeAnnounced(t *testing.T) {
+	ambient := map[string]string{"istio.io/dataplane-mode": "ambient"}
+	for name, tc := range map[string]struct {
+		redirection source.Redirection
+		labels      map[string]string
+		mode        policy.Mode
+		want        bool
+	}{
+		"announced":                         {source.RedirectionEnabled, ambient, policy.Permissive, true},
+		"announced without a label":         {source.RedirectionEnabled, nil, policy.Permissive, true},
+		"wished for, not announced":         {source.RedirectionAbsent, ambient, policy.Permissive, false},
+		"STRICT, wished for, not announced": {source.RedirectionAbsent, ambient, policy.Strict, true},
+		"STRICT, neither":                   {source.RedirectionAbsent, nil, policy.Strict, false},
+		"source that cannot tell":           {source.RedirectionUnknown, ambient, policy.Permissive, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := routing(nil, nil)
+			pod := &source.Pod{Namespace: "far", Name: "p", Labels: tc.labels, Redirection: tc.redirection}
+			if got := a.inMesh(pod, tc.mode); got != tc.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}
+
+func TestOnlyTouchedRoutesAreLookedAtAgain(t *testing.T) {
+	a := routing(nil, nil)
+	to := destination{clientID, netip.MustParseAddrPort(serviceAddress + ":80")}
+	answer, _ := a.resolve(to)
+	address := netip.MustParseAddr
+	for name, tc := range map[string]struct {
+		changes source.Changes
+		touched touched
+		want    bool
+	}{
+		"nothing":             {},
+		"another address":     {changes: source.Changes{Addresses: map[netip.Addr]struct{}{address("10.9.9.9"): {}}}},
+		"another namespace":   {changes: source.Changes{Policies: map[string]struct{}{"old": {}}}},
+		"the Service":         {changes: source.Changes{Addresses: map[netip.Addr]struct{}{address(serviceAddress): {}}}, want: true},
+		"its endpoint":        {changes: source.Changes{Addresses: map[netip.Addr]struct{}{address(serverAddress): {}}}, want: true},
+		"endpoint's policies": {changes: source.Changes{Policies: map[string]struct{}{"web": {}}}, want: true},
+		"endpoint's labels":   {changes: source.Changes{Namespaces: map[string]struct{}{"web": {}}}, want: true},
+		"endpoint enrolled":   {touched: touched{addresses: map[netip.Addr]struct{}{address(serverAddress): {}}}, want: true},
+		"the client":          {touched: touched{workloads: map[uint64]struct{}{clientID: {}}}, want: true},
+	} {
+		if got := a.routeTouched(to, answer, &tc.changes, &tc.touched); got != tc.want {
+			t.Errorf("%s: got %v, want %v", name, got, tc.want)
 		}
 	}
 }

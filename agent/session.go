@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -88,7 +87,7 @@ func (a *Agent) broadcast(o outgoing) {
 }
 
 // acceptSessions lets tunnels in. More than one may be there while one takes over from another.
-func (a *Agent) acceptSessions(ctx context.Context, l *control.Listener, tasks *sync.WaitGroup) error {
+func (a *Agent) acceptSessions(ctx context.Context, l *control.Listener) error {
 	places := make(chan struct{}, maxSessions)
 	for {
 		conn, err := l.Accept(ctx)
@@ -121,8 +120,8 @@ func (a *Agent) acceptSessions(ctx context.Context, l *control.Listener, tasks *
 			conn.Close()
 			continue
 		}
-		tasks.Go(func() { a.write(ctx, s) })
-		tasks.Go(func() {
+		a.tasks.Go(func() { a.write(ctx, s) })
+		a.tasks.Go(func() {
 			defer func() { <-places }()
 			a.read(s)
 		})

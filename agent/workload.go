@@ -25,8 +25,10 @@ const (
 
 // workload is an enrolled pod of this node.
 type workload struct {
-	id        uint64 // cookie of its network namespace
-	pod       *source.Pod
+	id        uint64      // cookie of its network namespace
+	listed    *source.Pod // as the snapshot has it
+	pod       *source.Pod // with the addresses that were proved
+	container string      // the runtime's id of the pod's sandbox; empty when found rather than told
 	identity  spiffeid.ID
 	netns     *enroll.Netns
 	listeners []listener
@@ -48,6 +50,35 @@ func (l listener) kind() control.ListenerKind {
 	return control.ListenerKind_LISTENER_KIND_HBONE
 }
 
+// isPlaceOf reports whether the workload is where the pod is now, as the pod's identity is. An address may not be
+// listed yet.
+func (w *workload) isPlaceOf(pod *source.Pod) bool {
+	return pod.UID == w.pod.UID && pod.NetnsPath == w.pod.NetnsPath && pod.ServiceAccount == w.pod.ServiceAccount &&
+		(len(pod.Addresses) == 0 || sameAddresses(pod.Addresses, w.pod.Addresses))
+}
+
+// renew takes over what changed of a pod that stayed in its place.
+func (w *workload) renew(pod *source.Pod) {
+	w.listed, w.pod = pod, at(pod, w.pod.Addresses)
+}
+
+// at is the pod with addresses that are proved to be its own.
+func at(pod *source.Pod, addresses []netip.Addr) *source.Pod {
+	if slices.Equal(pod.Addresses, addresses) {
+		return pod
+	}
+	p := *pod
+	p.Addresses = addresses
+	return &p
+}
+
+func sameAddresses(a, b []netip.Addr) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.SortFunc(a, netip.Addr.Compare)
+	slices.SortFunc(b, netip.Addr.Compare)
+	return slices.Equal(a, b)
+}
+
 func (w *workload) close() {
 	for _, l := range w.listeners {
 		l.socket.Close()
@@ -66,101 +97,6 @@ func (w *workload) address(ipv6 bool) netip.Addr {
 
 // policyFor is the name of the policy that decides on a port, for messages.
 func (w *workload) policyFor(port uint16) string { return w.decision.ForPort(port).Policy.String() }
-
-// wantedPods are the pods of this node that the snapshot wants enrolled.
-func (a *Agent) wantedPods() map[string]*source.Pod {
-	wanted := map[string]*source.Pod{}
-	for i := range a.snapshot.Pods {
-		pod := &a.snapshot.Pods[i]
-		if pod.Node != "" && pod.Node != a.Node {
-			continue
-		}
-		if d := enroll.Decide(a.snapshot.Namespace(pod.Namespace), pod, a.Enroll); d.Enrolled {
-			wanted[pod.Ref()] = pod
-		}
-	}
-	return wanted
-}
-
-// enrollPods brings the enrolled pods of this node in line with what is wanted. Where a pod changed its place or
-// its identity, what the kernel enforces stays and is adopted, so that it is never open in between, nor when it
-// cannot be enrolled again.
-func (a *Agent) enrollPods(wanted map[string]*source.Pod) {
-	a.unresolved = false
-	for ref, w := range a.byPod {
-		switch pod := wanted[ref]; {
-		case pod == nil:
-			a.unenroll(w)
-		case !samePlace(pod, w.pod):
-			a.letGo(w)
-		}
-	}
-	for ref, pod := range wanted {
-		if a.byPod[ref] != nil {
-			continue
-		}
-		if err := a.enrollPod(pod); err != nil {
-			a.unresolved = true
-			a.notEnrolled(ref, err)
-		}
-	}
-	for ref := range a.unenrollable {
-		if wanted[ref] == nil {
-			delete(a.unenrollable, ref)
-		}
-	}
-	a.dropAdopted()
-}
-
-func samePlace(a, b *source.Pod) bool {
-	return a.NetnsPath == b.NetnsPath && a.ServiceAccount == b.ServiceAccount && slices.Equal(a.Addresses, b.Addresses)
-}
-
-func (a *Agent) notEnrolled(ref string, err error) {
-	if a.unenrollable[ref] != err.Error() {
-		a.unenrollable[ref] = err.Error()
-		a.log.Error("pod not enrolled", "workload", ref, "error", err)
-	}
-}
-
-// enrollPod makes the pod's policy, listeners and programs stand, in that order: it is enforced before
-// anything of it is reachable.
-func (a *Agent) enrollPod(pod *source.Pod) error {
-	if pod.NetnsPath == "" {
-		return fmt.Errorf("its network namespace is not known: annotate the pod with %s", source.NetnsAnnotation)
-	}
-	id, err := spiffeid.FromSegments(a.TrustDomain, "ns", pod.Namespace, "sa", pod.ServiceAccount)
-	if err != nil {
-		return fmt.Errorf("identity: %w", err)
-	}
-	netns, err := enroll.OpenNetns(pod.NetnsPath, pod.Addresses)
-	if err != nil {
-		return err
-	}
-	cookie, err := datapath.NetnsCookie(netns.File())
-	if err != nil {
-		netns.Close()
-		return err
-	}
-	if other := a.workloads[cookie]; other != nil {
-		netns.Close()
-		return fmt.Errorf("its network namespace %s is already that of %s", pod.NetnsPath, other.pod.Ref())
-	}
-	w := &workload{id: cookie, pod: pod, identity: id, netns: netns}
-	if err := a.attach(w); err != nil {
-		w.close()
-		return err
-	}
-	a.workloads[cookie], a.byPod[pod.Ref()] = w, w
-	a.moved = true
-	delete(a.unenrollable, pod.Ref())
-	a.keeper.Use(id)
-	a.announce(w)
-	a.closePlaintext(w)
-	a.log.Info("pod enrolled", "workload", pod.Ref(), "identity", id.String(), "netns", pod.NetnsPath, "cookie", cookie)
-	a.logPolicy(w)
-	return nil
-}
 
 // attach leaves in the kernel whatever it managed when it fails: that only ever refuses more.
 func (a *Agent) attach(w *workload) error {
@@ -214,6 +150,7 @@ func (a *Agent) unenroll(w *workload) {
 		a.log.Error("pod not detached", "workload", w.pod.Ref(), "error", err)
 	}
 	a.letGo(w)
+	a.tellUnenrolled(w.pod)
 	a.log.Info("pod no longer enrolled", "workload", w.pod.Ref())
 }
 
@@ -222,7 +159,7 @@ func (a *Agent) letGo(w *workload) {
 	delete(a.workloads, w.id)
 	delete(a.byPod, w.pod.Ref())
 	delete(a.reported, "policy of "+w.pod.Ref())
-	a.moved = true
+	a.touchWorkload(w)
 	for s := range a.sessions {
 		s.forgetRoutes(w.id)
 	}
@@ -231,28 +168,6 @@ func (a *Agent) letGo(w *workload) {
 		a.broadcast(svidGoneMessage(w.identity))
 	}
 	w.close()
-}
-
-// dropAdopted removes what was left of pods that are no more. While the namespace of a wanted pod is not known,
-// any of it may be that pod's protection, and all of it stays. So it does while an object cannot be read, which may
-// be the pod or its Namespace.
-func (a *Agent) dropAdopted() {
-	if a.unresolved || len(a.snapshot.Problems) > 0 {
-		return
-	}
-	cookies, err := a.path.Workloads()
-	if err != nil {
-		a.log.Error("adopted workloads not listed", "error", err)
-		return
-	}
-	for _, cookie := range cookies {
-		if a.workloads[cookie] != nil {
-			continue
-		}
-		if err := a.path.Detach(cookie); err != nil {
-			a.log.Error("adopted workload not removed", "cookie", cookie, "error", err)
-		}
-	}
 }
 
 // sockets answers a tunnel that runs low on them.

@@ -60,6 +60,9 @@ type Options struct {
 	SameNode     SameNodeMode
 	DrainTimeout time.Duration // how long open connections may go on after the end (5 s)
 	AgentGrace   time.Duration // how long a new agent has to announce a workload (30 s)
+	// OnSession is told when an agent has welcomed the tunnel, and when that agent is gone. It returns at once. May be
+	// nil.
+	OnSession func(connected bool)
 }
 
 // tunnel is the state of one Run. Lock order: tunnel.mu, workload.mu, then reserve.mu or routes.mu; the

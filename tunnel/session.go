@@ -69,6 +69,9 @@ func (t *tunnel) runSession(ctx context.Context, number uint64) (welcomed bool, 
 	wg.Go(func() { s.write(ctx) })
 	err = t.read(ctx, &wg, s)
 	t.current.Store(nil)
+	if s.welcome {
+		t.tellSession(false)
+	}
 	cancel()
 	wg.Wait()
 	_ = conn.Close()
@@ -167,9 +170,16 @@ func (t *tunnel) welcome(ctx context.Context, wg *sync.WaitGroup, s *session, m 
 		t.log.Warn("old redirection not closed", "error", err)
 	}
 	s.welcome = true
+	t.tellSession(true)
 	t.log.Info("agent connected", "node", m.GetNode(), "trust_domain", m.GetTrustDomain())
 	wg.Go(func() { t.forgetOthers(ctx, s.number) })
 	return nil
+}
+
+func (t *tunnel) tellSession(connected bool) {
+	if t.OnSession != nil {
+		t.OnSession(connected)
+	}
 }
 
 func (t *tunnel) sockets(m *control.Sockets, files []*os.File) error {

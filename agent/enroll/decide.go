@@ -24,30 +24,42 @@ type Options struct {
 type Decision struct {
 	Enrolled bool
 	Reason   string
+	// Refused says that the namespace or the pod asks for it and something else than its owner's word stands against it.
+	Refused bool
 }
 
 // Decide tells whether a pod of that namespace is to be enrolled. Whatever opts out is looked at first: it
 // wins over every request. A nil namespace is one without labels.
 func Decide(ns *source.Namespace, pod *source.Pod, o Options) Decision {
 	if reason := optedOut(pod); reason != "" {
-		return Decision{false, reason}
+		return Decision{Reason: reason}
 	}
-	if reason := requested(ns, pod, o); reason != "" {
-		return Decision{true, reason}
+	asked := requested(ns, pod, o)
+	if reason := unfit(pod); reason != "" {
+		return Decision{Reason: reason, Refused: asked != ""}
 	}
-	return Decision{false, "neither namespace nor pod asks for it"}
+	if asked != "" {
+		return Decision{Enrolled: true, Reason: asked}
+	}
+	return Decision{Reason: "neither namespace nor pod asks for it"}
 }
 
 func optedOut(pod *source.Pod) string {
 	switch {
-	case pod.HostNetwork:
-		return "hostNetwork"
 	case pod.Labels[dataplaneLabel] == "none":
 		return "opted out by pod label " + dataplaneLabel + "=none"
 	case pod.Labels[injectKey] == "false":
 		return "opted out by pod label " + injectKey + "=false"
 	case pod.Annotations[injectKey] == "false":
 		return "opted out by pod annotation " + injectKey + "=false"
+	}
+	return ""
+}
+
+func unfit(pod *source.Pod) string {
+	switch {
+	case pod.HostNetwork:
+		return "hostNetwork"
 	case slices.Contains(pod.Containers, proxyContainer):
 		return "has an " + proxyContainer + " container"
 	}

@@ -16,6 +16,7 @@ func TestDecide(t *testing.T) {
 		noSwitch  bool
 		enrolled  bool
 		reason    string
+		refused   bool
 	}{
 		{name: "nobody asks", reason: "neither namespace nor pod asks for it"},
 		{name: "namespace ambient", namespace: ambient, enrolled: true, reason: "namespace label istio.io/dataplane-mode=ambient"},
@@ -35,13 +36,14 @@ func TestDecide(t *testing.T) {
 			reason: "opted out by pod annotation sidecar.istio.io/inject=false"},
 		{name: "inject true does not enrol", pod: source.Pod{Labels: map[string]string{"sidecar.istio.io/inject": "true"}},
 			reason: "neither namespace nor pod asks for it"},
-		{name: "host network", namespace: ambient, pod: source.Pod{HostNetwork: true, Labels: ambient}, reason: "hostNetwork"},
+		{name: "host network", namespace: ambient, pod: source.Pod{HostNetwork: true, Labels: ambient}, reason: "hostNetwork", refused: true},
+		{name: "host network that nobody asks for", pod: source.Pod{HostNetwork: true}, reason: "hostNetwork"},
 		{name: "sidecar", namespace: ambient, pod: source.Pod{Containers: []string{"app", "istio-proxy"}},
-			reason: "has an istio-proxy container"},
+			reason: "has an istio-proxy container", refused: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := Decide(&source.Namespace{Name: "n", Labels: tc.namespace}, &tc.pod, Options{InjectionLabel: !tc.noSwitch})
-			if want := (Decision{tc.enrolled, tc.reason}); got != want {
+			if want := (Decision{tc.enrolled, tc.reason, tc.refused}); got != want {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
 		})

@@ -22,7 +22,7 @@ var ErrNotThePod = errors.New("network namespace does not carry the pod's addres
 // Netns is the network namespace of one pod, proved to be that pod's. It does not keep the pod alive in any
 // way that the container runtime would notice, but the namespace itself stays until Close.
 type Netns struct {
-	path string
+	path string // empty when it was handed over as an open file
 	file *os.File
 }
 
@@ -34,13 +34,25 @@ func OpenNetns(path string, addresses []netip.Addr) (*Netns, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
-	n := &Netns{path: path, file: file}
+	return prove(&Netns{path: path, file: file}, addresses)
+}
+
+// NewNetns is OpenNetns for a namespace that is open already. It takes the file over, and closes it when the
+// namespace is not the pod's.
+func NewNetns(file *os.File, addresses []netip.Addr) (*Netns, error) {
+	return prove(&Netns{file: file}, addresses)
+}
+
+func prove(n *Netns, addresses []netip.Addr) (*Netns, error) {
 	if err := n.check(addresses); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("network namespace %s: %w", path, err)
+		n.file.Close()
+		return nil, fmt.Errorf("network namespace %s: %w", n, err)
 	}
 	return n, nil
 }
+
+// String is the path that the namespace was opened by.
+func (n *Netns) String() string { return n.file.Name() }
 
 func (n *Netns) check(addresses []netip.Addr) error {
 	kind, err := unix.IoctlRetInt(int(n.file.Fd()), nsGetNSType)
@@ -94,14 +106,17 @@ func (n *Netns) File() *os.File { return n.file }
 func (n *Netns) Duplicate() (*os.File, error) {
 	fd, err := unix.FcntlInt(n.file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		return nil, fmt.Errorf("network namespace %s: %w", n.path, err)
+		return nil, fmt.Errorf("network namespace %s: %w", n, err)
 	}
-	return os.NewFile(uintptr(fd), n.path), nil
+	return os.NewFile(uintptr(fd), n.String()), nil
 }
 
 // Present reports whether the path still leads to this namespace. A namespace whose name is gone has no pod
-// any more, even though the sockets in it keep it alive.
+// any more, even though the sockets in it keep it alive. Of one that was handed over open the end is not seen here.
 func (n *Netns) Present() bool {
+	if n.path == "" {
+		return true
+	}
 	now, err := os.Stat(n.path)
 	if err != nil {
 		return false
@@ -136,7 +151,7 @@ func (n *Netns) listen(ipv6 bool, port uint16) (l *net.TCPListener, err error) {
 	err = n.do(func() error {
 		any, err := config.Listen(context.Background(), network, address)
 		if err != nil {
-			return fmt.Errorf("listen in %s: %w", n.path, err)
+			return fmt.Errorf("listen in %s: %w", n, err)
 		}
 		l = any.(*net.TCPListener)
 		return nil
@@ -155,7 +170,7 @@ func (n *Netns) Sockets(ipv6 bool, count int) ([]*os.File, error) {
 		for range count {
 			fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 			if err != nil {
-				return fmt.Errorf("socket in %s: %w", n.path, err)
+				return fmt.Errorf("socket in %s: %w", n, err)
 			}
 			files = append(files, os.NewFile(uintptr(fd), "tcp"))
 		}

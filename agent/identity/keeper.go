@@ -4,13 +4,14 @@ package identity
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"golang.org/x/time/rate"
 )
 
 // Issuer gives out SVIDs and the roots to verify those of others.
@@ -19,19 +20,27 @@ type Issuer interface {
 	Bundle() *x509bundle.Bundle
 }
 
-const (
-	minBackoff = 250 * time.Millisecond
-	maxBackoff = 30 * time.Second
-	// issueTimeout ends an attempt at an issuer that does not answer.
-	issueTimeout = 10 * time.Second
-)
+// Notifier is an Issuer whose roots may change.
+type Notifier interface {
+	Issuer
+	// Changed returns a channel that is closed when Bundle is to return something else than before. Ask for the
+	// channel first, then for the bundle, and no change is missed.
+	Changed() <-chan struct{}
+}
 
 // Keeper fetches an SVID for each identity in use and renews it at half its life, with jitter. The old one
-// stays valid until the new one is there.
+// stays until the new one is there or it expires.
 type Keeper struct {
-	issuer Issuer
-	log    *slog.Logger
-	notify func(*x509svid.SVID)
+	issuer   Issuer
+	log      *slog.Logger
+	notify   func(*x509svid.SVID)
+	onDrop   func(spiffeid.ID)
+	onBundle func(*x509bundle.Bundle)
+	grace    time.Duration
+	gate     gate
+
+	logLimit   *rate.Limiter
+	suppressed atomic.Int64
 
 	mu    sync.Mutex
 	kept  map[spiffeid.ID]*entry
@@ -40,16 +49,36 @@ type Keeper struct {
 	tasks sync.WaitGroup
 }
 
-type entry struct {
-	users int
-	svid  *x509svid.SVID
-	stop  context.CancelFunc
-}
+// Option alters a Keeper.
+type Option func(*Keeper)
+
+// Grace keeps an SVID for that long after its last user left, for pods that are replaced. Release then never
+// reports the last one; OnDrop tells.
+func Grace(d time.Duration) Option { return func(k *Keeper) { k.grace = d } }
+
+// OnDrop has f called, from a goroutine of the Keeper, when an identity's grace is over. By the time f acts, Uses
+// may be true again.
+func OnDrop(f func(spiffeid.ID)) Option { return func(k *Keeper) { k.onDrop = f } }
+
+// OnBundle has f called, from a goroutine of the Keeper, each time the roots have changed.
+func OnBundle(f func(*x509bundle.Bundle)) Option { return func(k *Keeper) { k.onBundle = f } }
 
 // NewKeeper returns a Keeper that calls notify with each new SVID, from goroutines of its own. Close ends it.
-func NewKeeper(issuer Issuer, log *slog.Logger, notify func(*x509svid.SVID)) *Keeper {
+func NewKeeper(issuer Issuer, log *slog.Logger, notify func(*x509svid.SVID), options ...Option) *Keeper {
 	ctx, stop := context.WithCancel(context.Background())
-	return &Keeper{issuer: issuer, log: log, notify: notify, kept: map[spiffeid.ID]*entry{}, ctx: ctx, stop: stop}
+	k := &Keeper{
+		issuer: issuer, log: log, notify: notify, gate: newGate(),
+		onDrop: func(spiffeid.ID) {}, onBundle: func(*x509bundle.Bundle) {},
+		logLimit: rate.NewLimiter(failuresPerSecond, failureBurst),
+		kept:     map[spiffeid.ID]*entry{}, ctx: ctx, stop: stop,
+	}
+	for _, option := range options {
+		option(k)
+	}
+	if n, ok := issuer.(Notifier); ok {
+		k.tasks.Go(func() { k.watch(n, n.Changed()) })
+	}
+	return k
 }
 
 // Use counts one more user of id; the first starts fetching. Each needs a Release.
@@ -61,24 +90,26 @@ func (k *Keeper) Use(id spiffeid.ID) {
 		return
 	}
 	ctx, stop := context.WithCancel(k.ctx)
-	e := &entry{users: 1, stop: stop}
+	e := &entry{id: id, users: 1, stop: stop, poke: make(chan struct{}, 1)}
 	k.kept[id] = e
-	k.tasks.Add(1)
-	go func() {
-		defer k.tasks.Done()
-		k.keep(ctx, id, e)
-	}()
+	k.tasks.Go(func() { k.keep(ctx, e) })
 }
 
-// Release drops the SVID of id when its last user has left, and reports whether that was the last.
+// Release drops the SVID of id when its last user has left, and reports whether it did. With Grace it does so
+// later.
 func (k *Keeper) Release(id spiffeid.ID) (last bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e := k.kept[id]
-	if e == nil {
+	if e == nil || e.users == 0 {
 		return false
 	}
 	if e.users--; e.users > 0 {
+		return false
+	}
+	if k.grace > 0 {
+		e.idle = time.Now()
+		e.wake()
 		return false
 	}
 	e.stop()
@@ -86,7 +117,7 @@ func (k *Keeper) Release(id spiffeid.ID) (last bool) {
 	return true
 }
 
-// Uses reports whether id has a user: notify may still bring an SVID of one that had its last.
+// Uses reports whether the SVID of id is kept: notify may still bring an SVID of one that had its last user.
 func (k *Keeper) Uses(id spiffeid.ID) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -115,53 +146,23 @@ func (k *Keeper) Close() {
 	k.tasks.Wait()
 }
 
-// keep fetches and renews until ctx ends. Errors back off per identity, so that one that cannot be issued
-// does not hold up the others.
-func (k *Keeper) keep(ctx context.Context, id spiffeid.ID, e *entry) {
-	backoff := minBackoff
+// watch tells of changed roots. What could not be issued before may be now.
+func (k *Keeper) watch(n Notifier, changed <-chan struct{}) {
 	for {
-		svid, err := k.issue(ctx, id)
-		wait := backoff
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil:
-			k.log.Error("SVID not issued", "identity", id.String(), "retry_in", wait.String(), "error", err)
-			backoff = min(2*backoff, maxBackoff)
-		default:
-			backoff = minBackoff
-			k.store(e, svid)
-			wait = renewIn(svid, time.Now())
-			k.log.Debug("SVID issued", "identity", id.String(), "serial", svid.Certificates[0].SerialNumber.Text(16),
-				"expires", svid.Certificates[0].NotAfter, "renewed_in", wait.String())
-		}
 		select {
-		case <-ctx.Done():
+		case <-k.ctx.Done():
 			return
-		case <-time.After(wait):
+		case <-changed:
 		}
+		changed = n.Changed()
+		k.onBundle(n.Bundle())
+		k.mu.Lock()
+		for _, e := range k.kept {
+			if e.failing {
+				e.hurry = true
+				e.wake()
+			}
+		}
+		k.mu.Unlock()
 	}
-}
-
-func (k *Keeper) issue(ctx context.Context, id spiffeid.ID) (*x509svid.SVID, error) {
-	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
-	defer cancel()
-	return k.issuer.Issue(ctx, id)
-}
-
-func (k *Keeper) store(e *entry, svid *x509svid.SVID) {
-	k.mu.Lock()
-	e.svid = svid
-	k.mu.Unlock()
-	k.notify(svid)
-}
-
-// renewIn is half of the life that is left, shortened by up to a tenth so that many identities issued at once
-// do not come back at once.
-func renewIn(svid *x509svid.SVID, now time.Time) time.Duration {
-	half := svid.Certificates[0].NotAfter.Sub(now) / 2
-	if half <= 0 {
-		return minBackoff
-	}
-	return half - time.Duration(rand.Int64N(int64(half)/10+1))
 }

@@ -6,7 +6,7 @@ import (
 )
 
 func TestSnapshotByAddress(t *testing.T) {
-	s := NewSnapshot(Contents{
+	s := NewSnapshot("", Contents{
 		Namespaces: []Namespace{{Name: "n", Labels: map[string]string{"a": "b"}}},
 		Pods: []Pod{
 			{Namespace: "n", Name: "p", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}},
@@ -25,7 +25,7 @@ func TestSnapshotByAddress(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", address, got, want)
 		}
 	}
-	if s.ServiceByAddress(netip.MustParseAddr("::ffff:10.96.0.1")) == nil {
+	if s.ServiceByAddress(netip.MustParseAddrPort("[::ffff:10.96.0.1]:80")) == nil {
 		t.Error("the Service is not found")
 	}
 	if s.Namespace("n").Labels["a"] != "b" || s.Namespace("unseen").Name != "unseen" {
@@ -40,7 +40,7 @@ func TestPolicyUnreadable(t *testing.T) {
 	}{
 		{nil, false}, {[]string{"other"}, false}, {[]string{"n"}, true}, {[]string{"root"}, true}, {[]string{"other", ""}, true},
 	} {
-		if got := NewSnapshot(Contents{UnreadablePolicies: tc.unreadable}).PolicyUnreadable("n", "root"); got != tc.want {
+		if got := NewSnapshot("", Contents{UnreadablePolicies: tc.unreadable}).PolicyUnreadable("n", "root"); got != tc.want {
 			t.Errorf("%q: got %v", tc.unreadable, got)
 		}
 	}

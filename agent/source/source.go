@@ -7,6 +7,7 @@ package source
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"github.com/culvert-mesh/culvert/policy"
 )
@@ -28,9 +29,30 @@ type Namespace struct {
 	Annotations map[string]string
 }
 
+// Redirection is what a pod's annotation tells of the mesh that covers it.
+type Redirection uint8
+
+// RedirectionUnknown is for sources that cannot tell; labels decide in its place.
+const (
+	RedirectionUnknown Redirection = iota
+	RedirectionAbsent
+	RedirectionEnabled
+)
+
+// RedirectionAnnotation on a Pod, with RedirectionValue, says that its connections are redirected into a tunnel that
+// takes HBONE on port 15008. The data planes of the mesh read it of each other's pods.
+const (
+	RedirectionAnnotation = "ambient.istio.io/redirection"
+	RedirectionValue      = "enabled"
+)
+
 // Pod is a pod of any node.
 type Pod struct {
 	Namespace, Name string
+	UID             string    // empty when the source has none
+	RuntimeUID      string    // as the container runtime knows it, where that is another: of static pods
+	Created         time.Time // the zero time when the source has none
+	Redirection     Redirection
 	Labels          map[string]string
 	Annotations     map[string]string
 	ServiceAccount  string // "default" when the manifest names none
@@ -46,13 +68,27 @@ type Pod struct {
 // Ref is the pod as "namespace/name".
 func (p *Pod) Ref() string { return p.Namespace + "/" + p.Name }
 
+// SandboxUID is the UID by which the container runtime knows the pod.
+func (p *Pod) SandboxUID() string {
+	if p.RuntimeUID != "" {
+		return p.RuntimeUID
+	}
+	return p.UID
+}
+
 // Service is a Kubernetes Service with the endpoints that are ready.
 type Service struct {
 	Namespace, Name string
 	Selector        map[string]string
 	Addresses       []netip.Addr // cluster addresses; empty for a headless one
-	Ports           []ServicePort
+	// External are addresses outside the cluster's ranges that lead to it as well: externalIPs and load balancers. Their
+	// other ports are not the Service's.
+	External []netip.Addr
+	Ports    []ServicePort
 }
+
+// Ref is the Service as "namespace/name".
+func (s *Service) Ref() string { return s.Namespace + "/" + s.Name }
 
 // ServicePort is one TCP port of a Service and where it leads.
 type ServicePort struct {
@@ -68,7 +104,7 @@ type Problem struct {
 	Err    error
 }
 
-// Contents is everything that a source read; Snapshot is its indexed form.
+// Contents is everything that a source of few objects read at once; Snapshot is its indexed form.
 type Contents struct {
 	Namespaces []Namespace
 	Pods       []Pod

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -19,6 +20,8 @@ import (
 	"github.com/culvert-mesh/culvert/agent/source/file"
 )
 
+const defaultBPFFS = "/sys/fs/bpf/culvert"
+
 // minSVIDLife keeps renewals at half life from becoming a load.
 const minSVIDLife = 2 * time.Second
 
@@ -30,30 +33,45 @@ type agentFlags struct {
 	svidLife                                 time.Duration
 	caCert, caKey                            string
 	injectionLabel                           bool
+	statusAddress                            string
 	logging                                  logging
+	kube                                     kubeFlags
 }
 
 func newAgentCommand() *cobra.Command {
 	var f agentFlags
 	c := &cobra.Command{
-		Use:   "agent --config DIR --mesh-cidr CIDR",
+		Use:   "agent (--kube | --config DIR --mesh-cidr CIDR)",
 		Short: "Run the privileged half: policy, BPF programs, identities",
 		Long: `Run the privileged half of a node: it reads the configuration, attaches and updates the BPF programs,
 opens sockets inside pods, fetches SVIDs and hands all that to the tunnel. It needs root. When it ends, what it
 enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' removes it.`,
-		Example: `  culvert agent --config /etc/culvert --node "$(hostname)" --mesh-cidr 10.244.0.0/16 --mesh-cidr 10.96.0.0/12`,
-		Args:    cobra.NoArgs,
+		Example: `  culvert agent --config /etc/culvert --node "$(hostname)" --mesh-cidr 10.244.0.0/16 --mesh-cidr 10.96.0.0/12
+  culvert agent --kube --node "$NODE_NAME" --ca-address culvert-ca.culvert-system.svc:15012 --cni-conf-dir /etc/cni/net.d`,
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			options, err := f.options()
 			if err != nil {
 				return err
 			}
-			return agent.Run(c.Context(), options)
+			if f.kube.enabled {
+				k, err := f.newKubeAgent(options)
+				if err != nil {
+					return err
+				}
+				return k.run(c.Context())
+			}
+			status, err := listenStatus(f.statusAddress)
+			if err != nil {
+				return err
+			}
+			options.OnReady = func() { status.ready.Store(true) }
+			return runTogether(c.Context(), status.run, func(ctx context.Context) error { return agent.Run(ctx, options) })
 		},
 	}
 	hostname, _ := os.Hostname()
 	flags := c.Flags()
-	flags.StringVar(&f.config, "config", "", "folder of Kubernetes manifests, followed while it changes (required)")
+	flags.StringVar(&f.config, "config", "", "folder of Kubernetes manifests, followed while it changes; in place of --kube")
 	flags.StringVar(&f.node, "node", hostname, "this node's name: pods with this spec.nodeName, or with none, are local")
 	registerPlaces(c, &f.bpffs, &f.cgroup)
 	flags.StringVar(&f.controlPath, "control", "/run/culvert/control.sock", "unix socket on which the tunnel finds the agent")
@@ -66,13 +84,15 @@ enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' 
 	flags.StringVar(&f.caCert, "ca-cert", "", "PEM file of the root certificate; without it a root of this process alone is made")
 	flags.StringVar(&f.caKey, "ca-key", "", "PEM file of the root's key")
 	flags.BoolVar(&f.injectionLabel, "injection-label", true, "enrol namespaces labelled istio-injection=enabled too")
+	flags.StringVar(&f.statusAddress, "status-address", "", "where /healthz, /readyz and /metrics are served; empty: nowhere")
+	f.kube.register(c)
 	f.logging.register(c)
 	return c
 }
 
 // registerPlaces adds the flags that say where the kernel state lives.
 func registerPlaces(c *cobra.Command, bpffs, cgroup *string) {
-	c.Flags().StringVar(bpffs, "bpffs", "/sys/fs/bpf/culvert", "folder on a BPF file system for what outlives the agent")
+	c.Flags().StringVar(bpffs, "bpffs", defaultBPFFS, "folder on a BPF file system for what outlives the agent")
 	c.Flags().StringVar(cgroup, "cgroup", "", "cgroup2 folder whose processes are governed (default: where cgroup2 is mounted)")
 }
 
@@ -81,13 +101,8 @@ func (f *agentFlags) options() (agent.Options, error) {
 	if os.Geteuid() != 0 {
 		return none, errors.New("agent: needs root, to load BPF programs and enter pods' network namespaces")
 	}
-	if f.config == "" {
-		return none, errors.New("agent: --config DIR is required")
-	}
-	if info, err := os.Stat(f.config); err != nil {
-		return none, fmt.Errorf("--config: %w", err)
-	} else if !info.IsDir() {
-		return none, fmt.Errorf("--config %s: is not a folder", f.config)
+	if err := f.checkConfig(); err != nil {
+		return none, err
 	}
 	if f.tunnelUID <= 0 {
 		return none, fmt.Errorf("--tunnel-uid %d: want a user other than root: the tunnel must have no privilege", f.tunnelUID)
@@ -111,14 +126,8 @@ func (f *agentFlags) options() (agent.Options, error) {
 	if err != nil {
 		return none, err
 	}
-	authority, err := f.authority(td)
-	if err != nil {
-		return none, err
-	}
-	return agent.Options{
+	options := agent.Options{
 		Node:          f.node,
-		Source:        file.New(f.config, file.Options{Logger: log, RootNamespace: f.rootNamespace}),
-		Issuer:        &identity.InProcess{Authority: authority, Life: f.svidLife},
 		TrustDomain:   td,
 		Datapath:      datapath.Options{BPFFS: f.bpffs, Cgroup: f.cgroup, Logger: log},
 		ControlPath:   f.controlPath,
@@ -128,7 +137,39 @@ func (f *agentFlags) options() (agent.Options, error) {
 		ClusterDomain: f.domain,
 		Enroll:        enroll.Options{InjectionLabel: f.injectionLabel},
 		Logger:        log,
-	}, nil
+	}
+	if f.kube.enabled {
+		return options, nil
+	}
+	authority, err := f.authority(td)
+	if err != nil {
+		return none, err
+	}
+	options.Source = file.New(f.config, file.Options{Logger: log, Node: f.node, RootNamespace: f.rootNamespace})
+	options.Issuer = &identity.InProcess{Authority: authority, Life: f.svidLife}
+	return options, nil
+}
+
+// checkConfig tells the two ways to be configured apart.
+func (f *agentFlags) checkConfig() error {
+	switch {
+	case f.kube.enabled && f.config != "":
+		return errors.New("agent: --kube and --config exclude each other")
+	case f.kube.enabled && f.node == "":
+		return errors.New("agent: --kube needs --node, the name of the Node object")
+	case f.kube.enabled:
+		return nil
+	case f.config == "":
+		return errors.New("agent: --kube or --config DIR is required")
+	}
+	info, err := os.Stat(f.config)
+	if err != nil {
+		return fmt.Errorf("--config: %w", err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("--config %s: is not a folder", f.config)
+	}
+	return nil
 }
 
 // authority is the CA given by files, or one of this process alone.

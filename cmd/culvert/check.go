@@ -12,12 +12,19 @@ import (
 )
 
 func newCheckCommand() *cobra.Command {
-	return &cobra.Command{
+	var kube kubeCheck
+	c := &cobra.Command{
 		Use:   "check",
-		Short: "Tell whether this kernel can run Culvert",
-		Long:  "Try each kernel feature that Culvert needs, one by one. Exits with 1 if one is missing.",
-		Args:  cobra.NoArgs,
+		Short: "Tell whether this kernel, or this cluster, can run Culvert",
+		Long: `Try each kernel feature that Culvert needs, one by one. With --kube, ask the API server for each permission that
+the agent needs instead. Exits with 1 if one is missing.`,
+		Example: `  culvert check
+  culvert check --kube --kubeconfig ~/.kube/config --service-account culvert-agent`,
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if kube.enabled {
+				return kube.run(c.Context(), c.OutOrStdout())
+			}
 			if os.Geteuid() != 0 {
 				return errors.New("check: needs root, to try what the kernel can do")
 			}
@@ -43,6 +50,8 @@ func newCheckCommand() *cobra.Command {
 			return nil
 		},
 	}
+	kube.register(c)
+	return c
 }
 
 func newUninstallCommand() *cobra.Command {

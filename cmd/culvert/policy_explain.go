@@ -69,7 +69,7 @@ type explainedPort struct {
 
 func explain(c *cobra.Command, f *policyFlags, target string) error {
 	r := f.read(c)
-	snapshot := source.NewSnapshot(r.Contents)
+	snapshot := source.NewSnapshot("", r.Contents)
 	pods := make([]*source.Pod, 0, len(r.Pods))
 	for i := range r.Pods {
 		pods = append(pods, &r.Pods[i])

@@ -110,7 +110,7 @@ func printRemarks(w io.Writer, all []remark) error {
 
 func lintInput(r file.Result, f *policyFlags, domain string) policy.LintInput {
 	in := policy.LintInput{Root: f.root, ClusterDomain: domain, Policies: r.Policies, Rules: r.Rules}
-	snapshot := source.NewSnapshot(r.Contents)
+	snapshot := source.NewSnapshot("", r.Contents)
 	for i := range r.Pods {
 		p := &r.Pods[i]
 		in.Workloads = append(in.Workloads, policy.LintWorkload{

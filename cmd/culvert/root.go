@@ -15,10 +15,13 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newAgentCommand(),
 		newTunnelCommand(),
+		newCACommand(),
+		newCRDsCommand(),
 		newPolicyCommand(),
 		newDemoCommand(),
 		newCheckCommand(),
 		newUninstallCommand(),
+		newPrepareCommand(),
 	)
 	return root
 }

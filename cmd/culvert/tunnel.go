@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/culvert-mesh/culvert/agent/datapath/flows"
 	"github.com/culvert-mesh/culvert/tunnel"
@@ -16,6 +18,7 @@ func newTunnelCommand() *cobra.Command {
 	var (
 		options  tunnel.Options
 		sameNode string
+		address  string
 		logs     logging
 	)
 	c := &cobra.Command{
@@ -41,13 +44,20 @@ TLS and HTTP/2. It needs no capability; run it as a user of its own.`,
 				return fmt.Errorf("--same-node %q: want splice or mtls", sameNode)
 			}
 			options.Redirect = openFlows
-			return tunnel.Run(c.Context(), options)
+			status, err := listenStatus(address)
+			if err != nil {
+				return err
+			}
+			// Once it has met an agent it serves, whether or not the agent is there.
+			options.OnSession = func(connected bool) { status.ready.Store(status.ready.Load() || connected) }
+			return runTogether(c.Context(), status.run, func(ctx context.Context) error { return tunnel.Run(ctx, options) })
 		},
 	}
 	flags := c.Flags()
 	flags.StringVar(&options.ControlPath, "control", "/run/culvert/control.sock", "unix socket of the agent")
 	flags.StringVar(&sameNode, "same-node", "splice", "between pods of this node: splice (identities checked, no TLS) or mtls")
 	flags.DurationVar(&options.DrainTimeout, "drain-timeout", 5*time.Second, "how long open connections may go on when asked to stop")
+	flags.StringVar(&address, "status-address", "", "where /healthz, /readyz and /metrics are served; empty: nowhere")
 	logs.register(c)
 	return c
 }
@@ -58,4 +68,16 @@ func openFlows(files []*os.File) (tunnel.Redirection, error) {
 		return nil, errors.New("agent handed over no maps")
 	}
 	return flows.New(files[0], files[1])
+}
+
+// runTogether runs a helper for as long as the main task runs, and ends both when either fails.
+func runTogether(ctx context.Context, helper, main func(context.Context) error) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	helperCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error { return helper(helperCtx) })
+	group.Go(func() error {
+		defer stop()
+		return main(groupCtx)
+	})
+	return group.Wait()
 }

@@ -25,17 +25,26 @@ func moduleRules() []rule {
 		{folder: "tunnel/hbone"},
 		{folder: "tunnel", allow: []string{"policy"}},
 		{folder: "agent/datapath", allow: []string{"agent", "bpf", "policy", "tunnel/control"}},
+		{folder: "agent/enroll/cni"},
 		{folder: "agent", allow: []string{"policy", "tunnel/control"}},
 		{folder: "e2e", any: true, deny: []string{"cmd"}},
+		{folder: "cmd/culvert-cni", allow: []string{"agent/enroll/cni"}},
 		{folder: "cmd", any: true},
-		{folder: "scripts"},
+		{folder: "daemonset"},
+		{folder: "scripts", allow: []string{"daemonset", "agent/source/kube/preflight"}},
 	}
 }
 
 // foreignRules returns where in this module other modules may be imported that are not welcome everywhere.
 func foreignRules() map[string][]string {
-	kubernetes := []string{"agent/source"}
-	return map[string][]string{"k8s.io": kubernetes, "istio.io": kubernetes}
+	kubernetes := []string{"agent/source", "agent/identity/ca/kube", "e2e/kind", "e2e/bench/scale"}
+	return map[string][]string{
+		"k8s.io": kubernetes, "istio.io": kubernetes,
+		// Protocols that others speak too: the runtime's, and that of certificate authorities.
+		"github.com/containernetworking/cni": {"cmd/culvert-cni", "agent/enroll/cniconf"},
+		"k8s.io/cri-api":                     {"agent/enroll/cri"},
+		"istio.io/api/security":              {"agent/source", "agent/identity", "e2e/kind"},
+	}
 }
 
 // testFolders may be imported by every package's tests.
@@ -112,10 +121,14 @@ func forbidden(from, to string, test bool) string {
 
 // forbiddenForeign returns why from may not import path of another module, or "".
 func forbiddenForeign(from, path string) string {
-	for prefix, folders := range foreignRules() {
-		if within(path, prefix) && !withinAny(from, folders) {
-			return fmt.Sprintf("Kubernetes and Istio types end at %s", strings.Join(folders, ", "))
+	var longest string
+	for prefix := range foreignRules() {
+		if within(path, prefix) && len(prefix) > len(longest) {
+			longest = prefix
 		}
+	}
+	if folders := foreignRules()[longest]; longest != "" && !withinAny(from, folders) {
+		return fmt.Sprintf("%s ends at %s", longest, strings.Join(folders, ", "))
 	}
 	return ""
 }

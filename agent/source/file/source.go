@@ -32,6 +32,7 @@ const (
 // Options of a Source. The zero value is usable.
 type Options struct {
 	Logger        *slog.Logger  // default: slog.Default()
+	Node          string        // whose pods are local, with those that name no node
 	RootNamespace string        // of the mesh, for messages; default policy.DefaultRootNamespace
 	Debounce      time.Duration // how long a folder must be quiet before it is read; default 20 ms
 }
@@ -39,6 +40,7 @@ type Options struct {
 // Source follows a folder of manifests: its *.yaml, *.yml and *.json, without subfolders and temporary files of editors.
 type Source struct {
 	dir      string
+	node     string
 	root     string
 	log      *slog.Logger
 	debounce time.Duration
@@ -48,7 +50,7 @@ var _ source.Source = (*Source)(nil)
 
 // New returns a Source for the folder. Nothing is read before Run.
 func New(dir string, o Options) *Source {
-	s := &Source{dir: filepath.Clean(dir), root: cmp.Or(o.RootNamespace, policy.DefaultRootNamespace), log: o.Logger, debounce: o.Debounce}
+	s := &Source{dir: filepath.Clean(dir), node: o.Node, root: cmp.Or(o.RootNamespace, policy.DefaultRootNamespace), log: o.Logger, debounce: o.Debounce}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -74,7 +76,7 @@ func (s *Source) Run(ctx context.Context, publish func(*source.Snapshot)) error 
 	if f.folder.err != nil {
 		return fmt.Errorf("config folder: %w", f.folder.err)
 	}
-	publish(source.NewSnapshot(f.folder.contents()))
+	publish(source.NewSnapshot(f.node, f.folder.contents()))
 	f.follow(ctx)
 	return nil
 }
@@ -196,7 +198,7 @@ func (f *follower) update() {
 	clear(f.touched)
 	f.everything, f.full = false, false
 	if changed {
-		f.publish(source.NewSnapshot(f.folder.contents()))
+		f.publish(source.NewSnapshot(f.node, f.folder.contents()))
 	}
 }
 

@@ -22,7 +22,7 @@ func policyText(name, mode string) string {
 // state is a Snapshot in words: the policies with their modes, and where something could not be read.
 func state(s *source.Snapshot) string {
 	var parts []string
-	for _, p := range s.Policies {
+	for _, p := range s.AllPolicies() {
 		parts = append(parts, p.Name+"="+p.Mode.String())
 	}
 	slices.Sort(parts)
@@ -163,7 +163,7 @@ func TestLastGood(t *testing.T) {
 				} else {
 					f.scanOnly(names)
 				}
-				if got := state(source.NewSnapshot(f.contents())); got != s.want {
+				if got := state(source.NewSnapshot("", f.contents())); got != s.want {
 					t.Fatalf("step %d: got %q, want %q", i, got, s.want)
 				}
 			}
@@ -216,7 +216,7 @@ func TestDanglingLinkKeepsLastGood(t *testing.T) {
 	f := newFolder(dir, "istio-system", slog.New(slog.NewTextHandler(io.Discard, nil)))
 	for _, want := range []string{"a=STRICT problems:false", "a=STRICT problems:true"} {
 		f.scan(func(string) bool { return false })
-		if got := state(source.NewSnapshot(f.contents())); got != want {
+		if got := state(source.NewSnapshot("", f.contents())); got != want {
 			t.Fatalf("got %q, want %q", got, want)
 		}
 		_ = os.Remove(target)

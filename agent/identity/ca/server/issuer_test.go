@@ -1,0 +1,309 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/culvert-mesh/culvert/agent/identity/ca"
+	"github.com/culvert-mesh/culvert/agent/identity/ca/catest"
+	"github.com/culvert-mesh/culvert/agent/identity/ca/wire"
+)
+
+func callers() people {
+	unbound := agentOn("a")
+	unbound.Node = ""
+	other := agentOn("a")
+	other.ServiceAccount = "prometheus"
+	return people{"agent of a": agentOn("a"), "agent of b": agentOn("b"), "agent of lost": agentOn("lost"),
+		"unbound": unbound, "somebody else": other}
+}
+
+func placed() running { return running{"a/shop/cart": true, "b/shop/till": true} }
+
+func TestWhoGetsWhichIdentity(t *testing.T) {
+	s := start(t, callers(), placed(), nil)
+	const refused = "code = PermissionDenied desc = refused; the CA's log says why"
+	tests := []struct {
+		name, token, identity string
+		outside, inside       string // empty: issued
+	}{
+		{"pod of the agent's node", "agent of a", "spiffe://cluster.local/ns/shop/sa/cart", "", ""},
+		{"the agent's own", "agent of a", "spiffe://cluster.local/ns/culvert-system/sa/culvert-agent", "", ""},
+		{"none named: the agent's own", "agent of a", "", "", ""},
+		{"pod of another node", "agent of a", "spiffe://cluster.local/ns/shop/sa/till", refused, "no live pod with the service account of spiffe://cluster.local/ns/shop/sa/till is on node a"},
+		{"stolen token, wherever it is used", "agent of b", "spiffe://cluster.local/ns/shop/sa/cart", refused, "is on node b"},
+		{"another trust domain", "agent of a", "spiffe://elsewhere/ns/shop/sa/cart", refused, "want spiffe://cluster.local/ns/NAMESPACE/sa/ACCOUNT"},
+		{"another form", "agent of a", "spiffe://cluster.local/shop/cart", refused, "want spiffe://cluster.local/ns/NAMESPACE/sa/ACCOUNT"},
+		{"longer", "agent of a", "spiffe://cluster.local/ns/shop/sa/cart/x", refused, "cart/x"},
+		{"dots", "agent of a", "spiffe://cluster.local/ns/shop/sa/..", refused, "class=identity"},
+		{"no SPIFFE ID", "agent of a", "cart\nissued", refused, "class=identity"},
+		{"huge", "agent of a", "spiffe://cluster.local/ns/" + strings.Repeat("x", 100000), refused, "xxx…"},
+		{"unknown token", "guess", "spiffe://cluster.local/ns/shop/sa/cart", refused, "token: not authenticated"},
+		{"token of another account", "somebody else", "spiffe://cluster.local/ns/shop/sa/cart", refused, "culvert-system/prometheus may not ask"},
+		{"token without a node", "unbound", "spiffe://cluster.local/ns/shop/sa/cart", refused, "not bound to a pod and its node"},
+		{"no token", "", "spiffe://cluster.local/ns/shop/sa/cart", refused, "not that of a bearer token"},
+		{"API server away for the token", "while the API server is away", "spiffe://cluster.local/ns/shop/sa/cart", "code = Unavailable", "class=unavailable"},
+		{"API server away for the pods", "agent of lost", "spiffe://cluster.local/ns/shop/sa/cart", "code = Unavailable", "class=unavailable"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			answer, err := s.call(t, test.token, wire.Request{CSR: csr(t, ""), Identity: test.identity})
+			if test.outside != "" {
+				refusedWith(t, err, test.outside, s.log, test.inside)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := test.identity
+			if want == "" {
+				want = id("culvert-system", "culvert-agent").String()
+			}
+			got, _, err := x509svid.Verify(answer.Chain, s.authority.Bundle())
+			if err != nil || got.String() != want {
+				t.Fatalf("got %v, %v; want %s", got, err, want)
+			}
+			serial := "serial=" + answer.Chain[0].SerialNumber.Text(16)
+			if !strings.Contains(s.log.String(), serial) {
+				t.Errorf("log has no %s", serial)
+			}
+		})
+	}
+	if n := testutil.ToFloat64(s.metrics.refused.WithLabelValues("not_on_node")); n != 2 {
+		t.Errorf("%v refusals counted for pods on other nodes, want 2", n)
+	}
+}
+
+func TestCSRThatAsksForMoreIsRefused(t *testing.T) {
+	s := start(t, callers(), placed(), nil)
+	for _, text := range []string{"", "garbage", string(csr(t, "spiffe://cluster.local/ns/shop/sa/till"))} {
+		_, err := s.call(t, "agent of a", wire.Request{CSR: []byte(text), Identity: id("shop", "cart").String()})
+		refusedWith(t, err, "PermissionDenied", s.log, "class=csr")
+	}
+}
+
+func TestLifeIsTheShorterOfWhatIsAskedAndAllowed(t *testing.T) {
+	s := start(t, callers(), placed(), func(o *Options) { o.SVIDLife = time.Hour })
+	for _, test := range []struct{ asked, want time.Duration }{
+		{0, time.Hour}, {-1, time.Hour}, {24 * time.Hour, time.Hour}, {10 * time.Second, 10 * time.Second}, {1 << 62, time.Hour},
+	} {
+		answer, err := s.call(t, "agent of a", wire.Request{CSR: csr(t, ""), Life: test.asked})
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := time.Until(answer.Chain[0].NotAfter)
+		if left > test.want || left < test.want-5*time.Second {
+			t.Errorf("asked for %s: %s left, want %s", test.asked, left, test.want)
+		}
+	}
+}
+
+func TestNodeThatAsksTooOftenIsHeldBackAndOthersAreNot(t *testing.T) {
+	s := start(t, callers(), placed(), func(o *Options) { o.NodeRate, o.NodeBurst = .001, 3 })
+	var refused atomic.Int32
+	for range 5 {
+		if _, err := s.call(t, "agent of a", wire.Request{CSR: csr(t, "")}); err != nil {
+			if !strings.Contains(err.Error(), "ResourceExhausted") {
+				t.Fatal(err)
+			}
+			refused.Add(1)
+		}
+	}
+	if refused.Load() != 2 {
+		t.Errorf("%d of 5 refused, want 2", refused.Load())
+	}
+	if _, err := s.call(t, "agent of b", wire.Request{CSR: csr(t, "")}); err != nil {
+		t.Errorf("another node: %v", err)
+	}
+}
+
+func TestOversizedRequestIsRefusedBeforeItIsLookedAt(t *testing.T) {
+	s := start(t, callers(), placed(), nil)
+	_, err := s.call(t, "agent of a", wire.Request{CSR: make([]byte, 2*wire.MaxMessage)})
+	if err == nil || !strings.Contains(err.Error(), "larger than max") {
+		t.Fatalf("error %v", err)
+	}
+	_, err = s.call(t, strings.Repeat("x", 100<<10), wire.Request{CSR: csr(t, "")})
+	if err == nil {
+		t.Fatal("a token of 100 KiB was read")
+	}
+}
+
+func TestAgentsClientGetsItsSVID(t *testing.T) {
+	s := start(t, callers(), placed(), nil)
+	svid, err := s.client(t, "agent of a").Issue(context.Background(), id("shop", "cart"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if svid.ID != id("shop", "cart") || len(svid.Certificates) != 1 {
+		t.Fatalf("SVID %s with %d certificates", svid.ID, len(svid.Certificates))
+	}
+	stranger, err := ca.New(domain())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := client(t, s.address, ca.EncodeCertificates(stranger.Roots()), "agent of a")
+	if _, err := c.Issue(context.Background(), id("shop", "cart")); err == nil || !strings.Contains(err.Error(), "unknown authority") {
+		t.Fatalf("CA below an unknown root: %v", err)
+	}
+}
+
+func TestServingCertificateIsRenewedAndFollowsTheAuthority(t *testing.T) {
+	first, err := ca.New(domain())
+	if err != nil {
+		t.Fatal(err)
+	}
+	current := first
+	s := newServing(func() *ca.Authority { return current }, []string{"culvert-ca"})
+	now := time.Now()
+	at := func(in time.Duration) *tls.Certificate {
+		t.Helper()
+		c, err := s.certificate(now.Add(in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	one := at(0)
+	if at(servingLife/3) != one {
+		t.Error("renewed before half its life")
+	}
+	if at(servingLife*2/3) == one {
+		t.Error("not renewed after half its life")
+	}
+	if current, err = ca.New(domain()); err != nil {
+		t.Fatal(err)
+	}
+	if err := at(0).Leaf.CheckSignatureFrom(current.Certificate()); err != nil {
+		t.Errorf("after a change of authority: %v", err)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	s := start(t, callers(), placed(), func(o *Options) { o.NodeRate, o.NodeBurst = 1e6, 1e6 })
+	c := s.client(t, "agent of a")
+	var wg sync.WaitGroup
+	for range 300 {
+		wg.Go(func() {
+			if _, err := c.Issue(context.Background(), id("shop", "cart")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := testutil.ToFloat64(s.metrics.issued); n != 300 {
+		t.Errorf("%v issued, want 300", n)
+	}
+}
+
+// BenchmarkIssue is a certificate from key to verified SVID, client and server on this machine, over TLS. The
+// processor's time counts both.
+func BenchmarkIssue(b *testing.B) {
+	s := start(b, callers(), placed(), func(o *Options) { o.NodeRate, o.NodeBurst = 1e9, 1e9 })
+	c := s.client(b, "agent of a")
+	b.SetParallelism(16)
+	measured(b, func() error {
+		_, err := c.Issue(context.Background(), id("shop", "cart"))
+		return err
+	})
+}
+
+// BenchmarkCreateCertificate is the server's work alone: no gRPC, no TLS, no client.
+func BenchmarkCreateCertificate(b *testing.B) {
+	authority, err := ca.New(domain())
+	if err != nil {
+		b.Fatal(err)
+	}
+	o, err := Options{Namespace: "x", TrustDomain: domain(), NodeRate: 1e9, NodeBurst: 1e9, Logger: slog.New(slog.NewJSONHandler(io.Discard, nil))}.complete()
+	if err != nil {
+		b.Fatal(err)
+	}
+	o.Accounts = []string{agentOn("a").Account()}
+	get := func() *ca.Authority { return authority }
+	i := newIssuer(o, get, callers(), placed(), newMetrics(get))
+	r := wire.Request{CSR: csr(b, ""), Identity: id("shop", "cart").String()}
+	ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs(wire.AuthorizationKey, "Bearer agent of a"))
+	measured(b, func() error {
+		_, err := i.CreateCertificate(ctx, r)
+		return err
+	})
+}
+
+// measured runs f in parallel and reports what the processor spends on it, which others on the machine do not alter.
+func measured(b *testing.B, f func() error) {
+	before := processor(b)
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := f(); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "issues/s")
+	b.ReportMetric(float64((processor(b)-before).Microseconds())/float64(b.N), "cpu-µs/issue")
+}
+
+// processor is the time that this process has had of it.
+func processor(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// csr is one with that URI, or without a name.
+func csr(t testing.TB, uri string) []byte {
+	t.Helper()
+	r := &x509.CertificateRequest{}
+	if uri != "" {
+		u, err := url.Parse(uri)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.URIs = []*url.URL{u}
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, r, catest.Key(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+}
+
+// call asks as any gRPC client can.
+func (s *server) call(t *testing.T, token string, r wire.Request) (*wire.Answer, error) {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca.EncodeCertificates(s.authority.Roots()))
+	conn, err := grpc.NewClient(s.address, grpc.WithTransportCredentials(credentials.NewTLS(
+		&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: "culvert-ca.culvert-system"})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	ctx = metadata.AppendToOutgoingContext(ctx, wire.AuthorizationKey, fmt.Sprint("Bearer ", token))
+	return wire.NewClient(conn).CreateCertificate(ctx, r)
+}

@@ -1,0 +1,142 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/culvert-mesh/culvert/agent/identity/ca/kube"
+	"github.com/culvert-mesh/culvert/agent/identity/ca/wire"
+)
+
+const (
+	maxConnections   = 8192
+	maxStreams       = 100 // of one connection at once
+	handshakeTimeout = 10 * time.Second
+	requestTimeout   = 10 * time.Second
+	drainTimeout     = 5 * time.Second
+	maxHeaderBytes   = 32 << 10 // a token is most of it
+)
+
+// Run is the CA. It returns when ctx ends, or when it cannot serve.
+func Run(ctx context.Context, o Options) error {
+	client, err := kube.NewClient(o.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("CA: %w", err)
+	}
+	return Serve(ctx, o, client, nil)
+}
+
+// Serve is Run with a client that is there already. It calls started, if any, with the addresses once it listens.
+func Serve(ctx context.Context, o Options, client *kube.Client, started func(service, status net.Addr)) error {
+	o, err := o.complete()
+	if err != nil {
+		return err
+	}
+	service, err := net.Listen("tcp", o.Address)
+	if err != nil {
+		return fmt.Errorf("CA: %w", err)
+	}
+	defer service.Close()
+	status, err := net.Listen("tcp", o.StatusAddress)
+	if err != nil {
+		return fmt.Errorf("CA: status: %w", err)
+	}
+	defer status.Close()
+	if started != nil {
+		started(service.Addr(), status.Addr())
+	}
+	if err := serve(ctx, o, client, service, status); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("CA: %w", err)
+	}
+	return nil
+}
+
+func serve(ctx context.Context, o Options, client *kube.Client, service, status net.Listener) error {
+	store := kube.NewStore(client, o.Namespace, o.TrustDomain, o.Logger)
+	pods := kube.NewPods(client)
+	metrics := newMetrics(store.Authority)
+	tasks, ctx := errgroup.WithContext(ctx)
+	var serving atomic.Bool
+	tasks.Go(func() error {
+		return serveStatus(ctx, status, metrics, []condition{
+			unless(func() bool { return store.Authority() != nil }, "the root is not read yet"),
+			unless(store.Published, "the bundle is not published"),
+			unless(pods.Synced, "the pods are not known yet"),
+			unless(serving.Load, "gRPC is not served"),
+		})
+	})
+	tasks.Go(func() error { return pods.Run(ctx) })
+	tasks.Go(func() error {
+		if err := store.Load(ctx); err != nil {
+			return err
+		}
+		tasks.Go(func() error { return store.Run(ctx) })
+		issuer := newIssuer(o, store.Authority, kube.NewReviewer(client, o.Audiences), pods, metrics)
+		serving.Store(true)
+		defer serving.Store(false)
+		o.Logger.Info("CA started", "address", service.Addr().String(), "trust_domain", o.TrustDomain.Name(),
+			"names", o.dnsNames(), "accounts", o.Accounts, "audiences", o.Audiences, "svid_life", o.SVIDLife.String())
+		return serveGRPC(ctx, service, issuer, newServing(store.Authority, o.dnsNames()))
+	})
+	return tasks.Wait()
+}
+
+func unless(holds func() bool, missing string) condition {
+	return func() string {
+		if holds() {
+			return ""
+		}
+		return missing
+	}
+}
+
+func serveGRPC(ctx context.Context, l net.Listener, h wire.Handler, s *serving) error {
+	g := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(s.config())),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.MaxRecvMsgSize(wire.MaxMessage),
+		grpc.MaxSendMsgSize(wire.MaxMessage),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: 5 * time.Minute,
+			// Clients come back to whichever replica the Service gives them.
+			MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: time.Minute,
+			Time: 30 * time.Second, Timeout: 10 * time.Second,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+			defer cancel()
+			return handler(ctx, req)
+		}),
+	)
+	wire.Register(g, h)
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		force := time.AfterFunc(drainTimeout, g.Stop)
+		defer force.Stop()
+		g.GracefulStop()
+	})
+	err := g.Serve(netutil.LimitListener(l, maxConnections))
+	if stop() {
+		g.Stop()
+		return fmt.Errorf("gRPC: %w", err)
+	}
+	<-stopped
+	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("gRPC: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,62 @@
+package server
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/culvert-mesh/culvert/agent/identity/ca"
+)
+
+const servingLife = 24 * time.Hour
+
+// serving is the CA's own TLS certificate, which it signs itself and renews in memory at half its life, or when the
+// authority changed.
+type serving struct {
+	authority func() *ca.Authority
+	names     []string
+	life      time.Duration
+
+	mu      sync.Mutex
+	current *tls.Certificate
+	by      *ca.Authority
+	renew   time.Time
+}
+
+func newServing(authority func() *ca.Authority, names []string) *serving {
+	return &serving{authority: authority, names: names, life: servingLife}
+}
+
+func (s *serving) config() *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.certificate(time.Now()) },
+	}
+}
+
+func (s *serving) certificate(now time.Time) (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	authority := s.authority()
+	if s.current != nil && s.by == authority && now.Before(s.renew) {
+		return s.current, nil
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("CA's server certificate: key: %w", err)
+	}
+	chain, err := authority.SignServer(s.names, &key.PublicKey, s.life)
+	if err != nil {
+		return nil, fmt.Errorf("CA's server certificate: %w", err)
+	}
+	c := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, cert := range chain {
+		c.Certificate = append(c.Certificate, cert.Raw)
+	}
+	s.current, s.by, s.renew = c, authority, now.Add(chain[0].NotAfter.Sub(now)/2)
+	return c, nil
+}

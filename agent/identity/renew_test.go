@@ -1,0 +1,322 @@
+package identity
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+// controlled is an Issuer that a test makes slow or fail. It counts.
+type controlled struct {
+	*InProcess
+	mu        sync.Mutex
+	err       error
+	takes     time.Duration
+	issued    []time.Time
+	now, most int
+	changed   chan struct{}
+}
+
+func newControlled(t *testing.T, life time.Duration) *controlled {
+	return &controlled{InProcess: inProcess(t, life), changed: make(chan struct{})}
+}
+
+func (c *controlled) Issue(ctx context.Context, id spiffeid.ID) (*x509svid.SVID, error) {
+	c.mu.Lock()
+	err, takes := c.err, c.takes
+	c.issued = append(c.issued, time.Now())
+	c.now++
+	c.most = max(c.most, c.now)
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.now--
+		c.mu.Unlock()
+	}()
+	select {
+	case <-time.After(takes):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.InProcess.Issue(ctx, id)
+}
+
+func (c *controlled) Changed() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changed
+}
+
+func (c *controlled) set(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = err
+}
+
+func (c *controlled) attempts() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.issued)
+}
+
+func (c *controlled) changeRoots() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// svids counts what a Keeper tells.
+type svids struct {
+	mu  sync.Mutex
+	all []*x509svid.SVID
+}
+
+func (s *svids) notify(svid *x509svid.SVID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, svid)
+}
+
+func (s *svids) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.all)
+}
+
+func account(n int) spiffeid.ID {
+	return spiffeid.RequireFromPathf(domain, "/ns/shop/sa/account-%d", n)
+}
+
+// The clock in these tests is that of a bubble: days pass in no time.
+
+func TestRenewalAtHalfLifeByTheClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer, told := newControlled(t, 24*time.Hour), &svids{}
+		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify)
+		defer k.Close()
+		began := time.Now()
+		k.Use(account(1))
+		synctest.Wait()
+		if told.count() != 1 || !time.Now().Equal(began) {
+			t.Fatalf("%d SVIDs after %s, want one at once", told.count(), time.Since(began))
+		}
+		time.Sleep(10*time.Hour + 47*time.Minute)
+		synctest.Wait()
+		if told.count() != 1 {
+			t.Fatal("renewed before 45 % of its life")
+		}
+		time.Sleep(74 * time.Minute)
+		synctest.Wait()
+		if told.count() != 2 {
+			t.Fatal("not renewed after half its life")
+		}
+	})
+}
+
+func TestOldSVIDStaysUntilItExpiresAndThenIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer, told := newControlled(t, time.Hour), &svids{}
+		var log bytes.Buffer
+		k := NewKeeper(issuer, slog.New(slog.NewTextHandler(&log, nil)), told.notify)
+		k.Use(account(1))
+		synctest.Wait()
+		issuer.set(errors.New("CA is away"))
+		time.Sleep(59 * time.Minute)
+		synctest.Wait()
+		if len(k.Current()) != 1 {
+			t.Fatal("dropped before it expired")
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if len(k.Current()) != 0 {
+			t.Fatal("kept after it expired")
+		}
+		issuer.set(nil)
+		time.Sleep(2 * maxBackoff)
+		synctest.Wait()
+		if len(k.Current()) != 1 {
+			t.Fatal("not issued after the CA came back")
+		}
+		k.Close()
+		if n := strings.Count(log.String(), "SVID expired"); n != 1 {
+			t.Errorf("expiry is logged %d times, want once", n)
+		}
+	})
+}
+
+func TestAttemptsBackOffWithJitter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newControlled(t, time.Hour)
+		issuer.set(errors.New("CA is away"))
+		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), (&svids{}).notify)
+		defer k.Close()
+		for i := range 10 {
+			k.Use(account(i))
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := issuer.attempts(); n < 10*80 || n > 10*260 {
+			t.Errorf("%d attempts of ten identities in an hour, want one in 15 to 45 s each", n)
+		}
+		issuer.mu.Lock()
+		defer issuer.mu.Unlock()
+		at := map[time.Time]int{}
+		for _, when := range issuer.issued[100:] {
+			at[when.Truncate(time.Millisecond)]++
+		}
+		for when, n := range at {
+			if n > 5 {
+				t.Errorf("%d of ten attempts at %s: no jitter", n, when)
+			}
+		}
+	})
+}
+
+func TestIssuingIsBoundedAndRenewalsLeaveRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer, told := newControlled(t, time.Hour), &svids{}
+		issuer.takes = time.Second
+		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify)
+		defer k.Close()
+		for i := range 160 {
+			k.Use(account(i))
+		}
+		time.Sleep(10*time.Second + time.Millisecond)
+		synctest.Wait()
+		if issuer.most != maxIssuing || told.count() != 160 {
+			t.Fatalf("%d at once, %d issued in 10 s; want %d and 160", issuer.most, told.count(), maxIssuing)
+		}
+		// Renewals get stuck; a new pod does not wait for them.
+		issuer.mu.Lock()
+		issuer.takes = 9 * time.Second
+		issuer.mu.Unlock()
+		time.Sleep(29 * time.Minute)
+		issuer.mu.Lock()
+		issuer.takes = time.Second
+		issuer.mu.Unlock()
+		before := told.count()
+		k.Use(account(1000))
+		time.Sleep(time.Second + time.Millisecond)
+		synctest.Wait()
+		found := false
+		for _, svid := range k.Current() {
+			found = found || svid.ID == account(1000)
+		}
+		if !found {
+			t.Fatalf("a new identity waited behind renewals (%d SVIDs before)", before)
+		}
+	})
+}
+
+func TestGraceAfterTheLastUser(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer, told := newControlled(t, 24*time.Hour), &svids{}
+		dropped := make(chan spiffeid.ID, 10)
+		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify, Grace(time.Minute), OnDrop(func(id spiffeid.ID) { dropped <- id }))
+		defer k.Close()
+		k.Use(account(1))
+		synctest.Wait()
+		if k.Release(account(1)) {
+			t.Fatal("dropped without grace")
+		}
+		time.Sleep(59 * time.Second)
+		k.Use(account(1)) // the pod's successor
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if len(dropped) != 0 || told.count() != 1 {
+			t.Fatalf("%d dropped, %d issued; want none dropped and one issued", len(dropped), told.count())
+		}
+		k.Release(account(1))
+		time.Sleep(59 * time.Second)
+		synctest.Wait()
+		if !k.Uses(account(1)) || len(k.Current()) != 1 {
+			t.Fatal("dropped before the grace was over")
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if len(dropped) != 1 || k.Uses(account(1)) || len(k.Current()) != 0 {
+			t.Fatal("not dropped after the grace")
+		}
+		if k.Release(account(1)) {
+			t.Fatal("released what is not there")
+		}
+	})
+}
+
+func TestChangedRootsAreToldAndWakeWhatFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer, told := newControlled(t, 24*time.Hour), &svids{}
+		issuer.set(errors.New("roots are not there yet"))
+		bundles := make(chan *x509bundle.Bundle, 10)
+		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify, OnBundle(func(b *x509bundle.Bundle) { bundles <- b }))
+		defer k.Close()
+		k.Use(account(1))
+		time.Sleep(10 * time.Minute)
+		issuer.set(nil)
+		synctest.Wait()
+		issuer.changeRoots()
+		synctest.Wait()
+		if len(bundles) != 1 || told.count() != 1 {
+			t.Fatalf("%d bundles told, %d SVIDs issued at once; want one each", len(bundles), told.count())
+		}
+		issuer.changeRoots()
+		synctest.Wait()
+		if len(bundles) != 2 {
+			t.Fatal("the second change is not told")
+		}
+	})
+}
+
+func TestAThousandIdentitiesWhileTheCAIsAwayDoNotFillTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newControlled(t, time.Hour)
+		issuer.set(errors.New("CA is away"))
+		var log bytes.Buffer
+		k := NewKeeper(issuer, slog.New(slog.NewTextHandler(&log, nil)), (&svids{}).notify)
+		for i := range 1_000 {
+			k.Use(account(i))
+		}
+		time.Sleep(time.Minute)
+		k.Close()
+		if n := bytes.Count(log.Bytes(), []byte("\n")); n > failureBurst+60*failuresPerSecond+10 {
+			t.Errorf("%d lines in a minute", n)
+		}
+		if !strings.Contains(log.String(), "suppressed=") {
+			t.Error("the log does not say what it leaves out")
+		}
+	})
+}
+
+func TestCloseEndsAnAttempt(t *testing.T) {
+	issuer := newControlled(t, time.Hour)
+	issuer.takes = time.Hour
+	k := NewKeeper(issuer, slog.New(slog.DiscardHandler), (&svids{}).notify)
+	for i := range 2 * maxIssuing {
+		k.Use(account(i))
+	}
+	done := make(chan struct{})
+	go func() { k.Close(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("still not closed")
+	}
+	if n := len(k.Current()); n != 0 {
+		t.Fatal(fmt.Sprint(n, " SVIDs from nowhere"))
+	}
+}

@@ -1,0 +1,48 @@
+package source
+
+import "net/netip"
+
+// Changes is what differs between a Snapshot and the one before.
+type Changes struct {
+	All        bool                    // anything may: the first one, or one of a source that does not know
+	Addresses  map[netip.Addr]struct{} // what pods or Services these lead to
+	Namespaces map[string]struct{}     // their labels or annotations
+	Policies   map[string]struct{}     // the namespaces whose PeerAuthentications differ
+	Local      bool                    // a pod of this node
+	Rules      bool
+	Ranges     bool
+	Problems   bool
+}
+
+func (c *Changes) none() bool {
+	return !c.All && !c.Local && !c.Rules && !c.Ranges && !c.Problems &&
+		len(c.Addresses) == 0 && len(c.Namespaces) == 0 && len(c.Policies) == 0
+}
+
+func (c *Changes) address(a netip.Addr) { add(&c.Addresses, a) }
+
+func (c *Changes) namespace(name string) { add(&c.Namespaces, name) }
+
+func (c *Changes) policies(namespace string) { add(&c.Policies, namespace) }
+
+func add[K comparable](set *map[K]struct{}, k K) {
+	if *set == nil {
+		*set = map[K]struct{}{}
+	}
+	(*set)[k] = struct{}{}
+}
+
+// Address reports whether what is at the address may differ.
+func (c *Changes) Address(a netip.Addr) bool {
+	_, ok := c.Addresses[a.Unmap()]
+	return ok || c.All
+}
+
+// Namespace reports whether the labels, annotations or policies of a namespace may differ.
+func (c *Changes) Namespace(name string) bool {
+	if _, ok := c.Namespaces[name]; ok {
+		return true
+	}
+	_, ok := c.Policies[name]
+	return ok || c.All
+}

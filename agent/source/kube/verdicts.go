@@ -1,0 +1,32 @@
+package kube
+
+import (
+	"github.com/culvert-mesh/culvert/agent/source/kube/report"
+)
+
+// verdicts are all policies with what became of them, for those who tell their authors.
+func (s *state) verdicts() (valid []report.PolicyRef, problems []report.PolicyProblem) {
+	valid, problems = s.policies.verdicts(nil, nil)
+	return s.rules.verdicts(valid, problems)
+}
+
+// untold reports whether a policy came, went or changed since the last call.
+func (s *state) untold() bool {
+	news := s.policies.untold || s.rules.untold
+	s.policies.untold, s.rules.untold = false, false
+	return news
+}
+
+func (t *istioTable[T]) verdicts(valid []report.PolicyRef, problems []report.PolicyProblem) ([]report.PolicyRef, []report.PolicyProblem) {
+	for namespace, objects := range t.objects {
+		for name, e := range objects {
+			ref := report.PolicyRef{Kind: t.kind, Namespace: namespace, Name: name, UID: e.uid, Generation: e.generation}
+			if e.err != nil {
+				problems = append(problems, report.PolicyProblem{PolicyRef: ref, Err: e.err})
+				continue
+			}
+			valid = append(valid, ref)
+		}
+	}
+	return valid, problems
+}

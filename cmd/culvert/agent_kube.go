@@ -1,0 +1,297 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/culvert-mesh/culvert/agent"
+	"github.com/culvert-mesh/culvert/agent/datapath"
+	"github.com/culvert-mesh/culvert/agent/enroll/cniconf"
+	"github.com/culvert-mesh/culvert/agent/enroll/cri"
+	"github.com/culvert-mesh/culvert/agent/enroll/kubelet"
+	"github.com/culvert-mesh/culvert/agent/identity/istio"
+	"github.com/culvert-mesh/culvert/agent/source"
+	"github.com/culvert-mesh/culvert/agent/source/kube"
+	"github.com/culvert-mesh/culvert/agent/source/kube/report"
+)
+
+// runtimeTimeout bounds the question which runtime there is.
+const runtimeTimeout = 3 * time.Second
+
+// farewellTimeout bounds what is done at the uninstall while the permission for it lasts.
+const farewellTimeout = 10 * time.Second
+
+// kubeFlags are what an agent on Kubernetes needs beside the others.
+type kubeFlags struct {
+	enabled                        bool
+	kubeconfig                     string
+	namespace, daemonSet           string
+	caAddress, caToken, caRoots    string
+	caName, clusterID              string
+	cniConf, cniBin, cniPlugin     string
+	cniSocket                      string
+	cniFailOpen                    bool
+	cniTimeout                     time.Duration
+	criSocket, kubeletCgroup, proc string
+}
+
+func (f *kubeFlags) register(c *cobra.Command) {
+	flags := c.Flags()
+	flags.BoolVar(&f.enabled, "kube", false, "take the configuration from the Kubernetes API server")
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how the API server is reached (default: as a pod of the cluster)")
+	flags.StringVar(&f.namespace, "namespace", "culvert-system", "the agent's own namespace")
+	flags.StringVar(&f.daemonSet, "daemonset", "", "the agent's own DaemonSet: when it is deleted, the agent takes all of its traces off the node")
+	flags.StringVar(&f.caAddress, "ca-address", "", "host:port of the certificate authority (IstioCertificateService)")
+	flags.StringVar(&f.caToken, "ca-token", "/var/run/secrets/culvert/token", "file with the agent's token for the certificate authority")
+	flags.StringVar(&f.caRoots, "ca-roots", "/var/run/secrets/culvert/root/root-cert.pem", "PEM file of the trust domain's roots, followed while it changes")
+	flags.StringVar(&f.caName, "ca-server-name", "", "name in the authority's certificate (default: the host of --ca-address)")
+	flags.StringVar(&f.clusterID, "cluster-id", "Kubernetes", "this cluster's name, as Istio's authority knows it")
+	flags.StringVar(&f.cniConf, "cni-conf-dir", "", "folder of the container runtime's CNI configuration; empty: no plugin is installed")
+	flags.StringVar(&f.cniBin, "cni-bin-dir", "/opt/cni/bin", "folder of the container runtime's CNI plugins")
+	flags.StringVar(&f.cniPlugin, "cni-plugin", "/usr/local/bin/culvert-cni", "the plugin that is installed there")
+	flags.StringVar(&f.cniSocket, "cni-socket", "/run/culvert/cni.sock", "unix socket on which the plugin finds the agent")
+	flags.DurationVar(&f.cniTimeout, "cni-timeout", 30*time.Second, "how long the start of a pod waits for the agent before it fails and is tried again")
+	flags.BoolVar(&f.cniFailOpen, "cni-fail-open", false, "let pods start without the mesh while the agent is away")
+	flags.StringVar(&f.criSocket, "cri-socket", "auto", "unix socket of the container runtime")
+	flags.StringVar(&f.kubeletCgroup, "kubelet-cgroup", "auto", "cgroup2 folder of the kubelet, whose probes STRICT lets through; empty: none are")
+}
+
+// check names what is missing, before anything is started.
+func (f *kubeFlags) check() error {
+	switch {
+	case f.caAddress == "":
+		return errors.New("agent: --kube needs --ca-address: every agent with a root of its own would trust nobody")
+	case f.cniConf != "" && !filepath.IsAbs(f.cniSocket):
+		return fmt.Errorf("--cni-socket %q: want an absolute path, which the plugin finds too", f.cniSocket)
+	}
+	return nil
+}
+
+// kubeAgent is an agent with what stands round it on Kubernetes.
+type kubeAgent struct {
+	flags     *agentFlags
+	log       *slog.Logger
+	options   agent.Options
+	source    *kube.Source
+	reporter  *report.Reporter
+	policies  *report.PolicyStatus
+	installer *cniconf.Installer // nil: no plugin
+	runtime   *cri.Runtime
+	ca        *istio.Client
+	status    *statusServer
+	enrolled  *enrolledPods
+}
+
+func (f *agentFlags) newKubeAgent(base agent.Options) (*kubeAgent, error) {
+	k := &kubeAgent{flags: f, log: base.Logger, options: base}
+	if err := f.kube.check(); err != nil {
+		return nil, err
+	}
+	kube.LogTo(k.log)
+	config, err := kube.Config(f.kube.kubeconfig, "culvert-agent")
+	if err != nil {
+		return nil, err
+	}
+	if k.status, err = listenStatus(f.statusAddress); err != nil {
+		return nil, err
+	}
+	if k.source, err = kube.New(kube.Options{
+		Config: config, Node: f.node, RootNamespace: f.rootNamespace, Namespace: f.kube.namespace,
+		DaemonSet: f.kube.daemonSet, Logger: k.log, Registerer: k.status.registry, Policies: k.tellPolicies,
+	}); err != nil {
+		return nil, err
+	}
+	reporting, err := report.ForConfig(config, f.node, k.log)
+	if err != nil {
+		return nil, err
+	}
+	k.reporter = report.New(reporting)
+	if k.policies, err = report.PolicyStatusForConfig(config, f.kube.namespace, f.node, k.log); err != nil {
+		return nil, err
+	}
+	k.enrolled = &enrolledPods{Reporter: k.reporter, pods: map[string]*source.Pod{}}
+	if k.runtime, err = cri.New(cri.Options{Socket: f.kube.criSocket, Logger: k.log}); err != nil {
+		return nil, err
+	}
+	if k.ca, err = istio.New(istio.Options{
+		Address: f.kube.caAddress, TokenFile: f.kube.caToken, RootsFile: f.kube.caRoots, TrustDomain: base.TrustDomain,
+		ClusterID: f.kube.clusterID, ServerName: f.kube.caName, Life: f.svidLife, Logger: k.log,
+	}); err != nil {
+		return nil, err
+	}
+	if f.kube.cniConf != "" {
+		k.installer = &cniconf.Installer{
+			ConfDir: f.kube.cniConf, BinDir: f.kube.cniBin, Plugin: f.kube.cniPlugin, Logger: k.log,
+			KeepBinary: k.needsPlugin(),
+			Config:     cniconf.Config{Socket: f.kube.cniSocket, Timeout: f.kube.cniTimeout, FailOpen: f.kube.cniFailOpen},
+		}
+		k.options.CNIPath = f.kube.cniSocket
+	}
+	k.options.Source, k.options.Issuer, k.options.Locator, k.options.Reporter = k.source, k.ca, k.runtime, k.enrolled
+	k.options.Retiring = k.source.Uninstalling()
+	k.options.Kubelet = f.kube.findKubelet(base.Datapath)
+	return k, nil
+}
+
+func (k *kubeAgent) tellPolicies(valid []report.PolicyRef, problems []report.PolicyProblem) {
+	k.policies.Policies(valid, problems)
+}
+
+// needsPlugin reports whether the runtime takes pods down with the plugins that they were started with: CRI-O does, and
+// without the binary no such pod would ever end.
+func (k *kubeAgent) needsPlugin() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), runtimeTimeout)
+	defer cancel()
+	version, err := k.runtime.Version(ctx)
+	if err != nil {
+		k.log.Warn("container runtime does not answer", "error", err)
+	}
+	return strings.HasPrefix(strings.ToLower(version), "cri-o")
+}
+
+func (f *kubeFlags) findKubelet(o datapath.Options) func() (string, error) {
+	switch f.kubeletCgroup {
+	case "":
+		return nil
+	case "auto":
+		return func() (string, error) { return kubelet.Find("/proc", o.Cgroup) }
+	}
+	return func() (string, error) { return f.kubeletCgroup, nil }
+}
+
+// run ends with ctx: the node stays enforced, unless Culvert is being uninstalled.
+func (k *kubeAgent) run(ctx context.Context) error {
+	defer k.runtime.Close()
+	defer k.ca.Close()
+	holds := make(chan struct{})
+	k.options.OnReady = func() {
+		k.status.ready.Store(true)
+		close(holds)
+	}
+	// What stands round the agent ends after it: a pod that it lets go is still to be reported.
+	around, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, groupCtx := errgroup.WithContext(around)
+	group.Go(func() error { return k.status.run(groupCtx) })
+	group.Go(func() error { return k.reporter.Run(groupCtx) })
+	group.Go(func() error { return k.policies.Run(groupCtx) })
+	group.Go(func() error { return k.install(groupCtx, holds) })
+	farewell := make(chan struct{})
+	group.Go(func() error {
+		defer close(farewell)
+		return k.watchUninstall(groupCtx)
+	})
+	group.Go(func() error {
+		defer stop()
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(groupCtx, cancel)()
+		return agent.Run(ctx, k.options)
+	})
+	err := group.Wait()
+	<-farewell
+	return errors.Join(err, k.leave())
+}
+
+// install waits for the first snapshot: an agent that knows nothing would hold up every pod's start.
+func (k *kubeAgent) install(ctx context.Context, holds <-chan struct{}) error {
+	if k.installer == nil {
+		return nil
+	}
+	select {
+	case <-holds:
+		return k.installer.Run(ctx)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// watchUninstall does what cannot wait for the end of the agent's pod: the permission to take annotations off goes with
+// the rest, and no pod's start may wait for an agent that is about to leave.
+func (k *kubeAgent) watchUninstall(ctx context.Context) error {
+	select {
+	case <-k.source.Uninstalling():
+	case <-ctx.Done():
+		// Told at the last moment, perhaps.
+		select {
+		case <-k.source.Uninstalling():
+		default:
+			return nil
+		}
+	}
+	k.log.Info("Culvert is being uninstalled: taking its traces off the node")
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewellTimeout)
+	defer cancel()
+	var work errgroup.Group
+	work.Go(func() error { return k.reporter.RemoveAll(ctx, k.enrolled.all()) })
+	if k.installer != nil {
+		work.Go(k.installer.Uninstall)
+	}
+	if err := work.Wait(); err != nil {
+		k.log.Error("uninstall: traces are left", "error", err)
+	}
+	return nil
+}
+
+// leave returns the node to plain networking, if that is what the end of this agent means.
+func (k *kubeAgent) leave() error {
+	select {
+	case <-k.source.Uninstalling():
+	default:
+		return nil
+	}
+	err := datapath.Uninstall(k.options.Datapath)
+	left := []string{k.options.ControlPath}
+	if k.options.CNIPath != "" {
+		left = append(left, k.options.CNIPath, k.options.CNIPath+".lock")
+	}
+	for _, path := range left {
+		if removed := os.Remove(path); removed != nil && !errors.Is(removed, os.ErrNotExist) {
+			err = errors.Join(err, fmt.Errorf("socket: %w", removed))
+		}
+	}
+	if err == nil {
+		k.log.Info("uninstalled: pods are on plain networking")
+	}
+	return err
+}
+
+// enrolledPods remembers which pods were reported as enrolled, for the uninstall.
+type enrolledPods struct {
+	*report.Reporter
+	mu   sync.Mutex
+	pods map[string]*source.Pod
+}
+
+func (e *enrolledPods) Enrolled(p *source.Pod) {
+	e.mu.Lock()
+	e.pods[p.UID] = p
+	e.mu.Unlock()
+	e.Reporter.Enrolled(p)
+}
+
+func (e *enrolledPods) Unenrolled(p *source.Pod) {
+	e.mu.Lock()
+	delete(e.pods, p.UID)
+	e.mu.Unlock()
+	e.Reporter.Unenrolled(p)
+}
+
+func (e *enrolledPods) all() []*source.Pod {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.SortedFunc(maps.Values(e.pods), func(a, b *source.Pod) int { return cmp.Compare(a.Ref(), b.Ref()) })
+}
