@@ -8,6 +8,8 @@ SHELL := /bin/bash
 GO ?= go
 # Arguments for demo and bench: make bench ARGS='--rounds 3'
 ARGS ?=
+# The image's tag.
+VERSION ?= dev
 # Packages that `make test` tests.
 PACKAGES ?= ./...
 
@@ -26,8 +28,8 @@ go: # is a usable Go there?
 	@scripts/check-go
 
 .PHONY: build
-build: go ## bin/culvert, a static binary (no C compiler needed)
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/culvert ./cmd/culvert
+build: go ## bin/culvert and bin/culvert-cni, static binaries (no C compiler needed)
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/culvert ./cmd/culvert-cni
 
 .PHONY: demo
 demo: build ## play the walkthrough on this machine (root); ARGS='--keep', ARGS='-o json'
@@ -39,12 +41,22 @@ test: go ## all tests, the privileged ones included (root); PACKAGES=./policy/..
 	@scripts/test $(PACKAGES)
 
 .PHONY: e2e
-e2e: go ## the tests below e2e alone, on network namespaces (root); the kind cluster is a later issue
-	@scripts/test ./e2e/...
+e2e: go ## a two-node Kubernetes cluster on this machine, Culvert installed, every row tried (root); ARGS='--keep --only STRICT'
+	@scripts/need-root 'make e2e' 'it makes a cluster: network namespaces, containers, BPF programs'
+	@scripts/e2e $(ARGS)
 
 .PHONY: bench
 bench: go ## direct TCP, a copy relay and HBONE side by side; ARGS='--rounds 3 --duration 2s'
 	$(GO) run ./e2e/bench $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: build ## what an agent costs with 50,000 pods and 10,000 policies (root, a real API server); ARGS='--pods 5000'
+	@scripts/need-root 'make bench-scale' 'it makes network namespaces and attaches BPF programs'
+	$(GO) run ./e2e/bench/scale $(ARGS)
+
+.PHONY: manifests
+manifests: go ## check daemonset/ against a real API server: kustomize, chart, permissions, kinds of policy
+	$(GO) run ./scripts/manifests $(ARGS)
 
 .PHONY: lint
 lint: go ## gofmt, go vet, staticcheck, direction of imports
@@ -59,8 +71,8 @@ check-generated: go ## is the committed generated code what `make generate` make
 	@scripts/check-generated
 
 .PHONY: image
-image: # fails: see the message
-	@echo 'make image: there is no image yet; it comes with the Kubernetes manifests in daemonset/.' >&2; exit 1
+image: go ## bin/culvert-image.tar and the OCI layout of both architectures, without docker; VERSION=v0.1.0
+	$(GO) run ./scripts/image -version "$(VERSION)" $(ARGS)
 
 .PHONY: clean
 clean: ## remove what was built; a demo that was kept is removed by `culvert demo down`

@@ -32,6 +32,8 @@ const (
 	// tickInterval is how often pods are checked for having vanished, and failed enrolments retried.
 	tickInterval = 500 * time.Millisecond
 	eventBacklog = 1024
+	// svidGrace is how long an SVID outlives the last pod that used it: pods are replaced all the time.
+	svidGrace = time.Minute
 	maxClosers   = 4
 	maxSessions  = 16
 )
@@ -132,7 +134,13 @@ func Run(ctx context.Context, o Options) error {
 				a.tellSVID(s, slices.Collect(maps.Keys(a.sessions))...)
 			}
 		})
-	})
+	}, identity.Grace(svidGrace), identity.OnDrop(func(id spiffeid.ID) {
+		a.post(func() {
+			if !a.keeper.Uses(id) {
+				a.broadcast(svidGoneMessage(id))
+			}
+		})
+	}))
 
 	failed := make(chan error, 8)
 	start := func(name string, f func(context.Context) error) {

@@ -164,9 +164,7 @@ func (a *Agent) letGo(w *workload) {
 		s.forgetRoutes(w.id)
 	}
 	a.broadcast(outgoing{message: goneMessage(w.id)})
-	if a.keeper.Release(w.identity) {
-		a.broadcast(svidGoneMessage(w.identity))
-	}
+	a.keeper.Release(w.identity)
 	w.close()
 }
 

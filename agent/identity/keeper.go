@@ -31,13 +31,12 @@ type Notifier interface {
 // Keeper fetches an SVID for each identity in use and renews it at half its life, with jitter. The old one
 // stays until the new one is there or it expires.
 type Keeper struct {
-	issuer   Issuer
-	log      *slog.Logger
-	notify   func(*x509svid.SVID)
-	onDrop   func(spiffeid.ID)
-	onBundle func(*x509bundle.Bundle)
-	grace    time.Duration
-	gate     gate
+	issuer Issuer
+	log    *slog.Logger
+	notify func(*x509svid.SVID)
+	onDrop func(spiffeid.ID)
+	grace  time.Duration
+	gate   gate
 
 	logLimit   *rate.Limiter
 	suppressed atomic.Int64
@@ -60,15 +59,12 @@ func Grace(d time.Duration) Option { return func(k *Keeper) { k.grace = d } }
 // may be true again.
 func OnDrop(f func(spiffeid.ID)) Option { return func(k *Keeper) { k.onDrop = f } }
 
-// OnBundle has f called, from a goroutine of the Keeper, each time the roots have changed.
-func OnBundle(f func(*x509bundle.Bundle)) Option { return func(k *Keeper) { k.onBundle = f } }
-
 // NewKeeper returns a Keeper that calls notify with each new SVID, from goroutines of its own. Close ends it.
 func NewKeeper(issuer Issuer, log *slog.Logger, notify func(*x509svid.SVID), options ...Option) *Keeper {
 	ctx, stop := context.WithCancel(context.Background())
 	k := &Keeper{
 		issuer: issuer, log: log, notify: notify, gate: newGate(),
-		onDrop: func(spiffeid.ID) {}, onBundle: func(*x509bundle.Bundle) {},
+		onDrop:   func(spiffeid.ID) {},
 		logLimit: rate.NewLimiter(failuresPerSecond, failureBurst),
 		kept:     map[spiffeid.ID]*entry{}, ctx: ctx, stop: stop,
 	}
@@ -146,7 +142,7 @@ func (k *Keeper) Close() {
 	k.tasks.Wait()
 }
 
-// watch tells of changed roots. What could not be issued before may be now.
+// watch tries again at once when the roots have changed: what could not be issued before may be now.
 func (k *Keeper) watch(n Notifier, changed <-chan struct{}) {
 	for {
 		select {
@@ -155,7 +151,6 @@ func (k *Keeper) watch(n Notifier, changed <-chan struct{}) {
 		case <-changed:
 		}
 		changed = n.Changed()
-		k.onBundle(n.Bundle())
 		k.mu.Lock()
 		for _, e := range k.kept {
 			if e.failing {

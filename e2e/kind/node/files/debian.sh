@@ -5,7 +5,10 @@ set -euo pipefail
 out=$1 kind=$2
 rootfs=$out/rootfs
 suite=bookworm # systemd 252; the next one's refuses cgroup v1, which some machines still have
-mirror=${CULVERT_E2E_MIRROR:-http://deb.debian.org/debian}
+# The mirror that this machine's packages come from, unless one is named.
+mirror=${CULVERT_E2E_MIRROR:-$(apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
+	awk -v suite="$suite" '$1 == suite { print $2; exit }')}
+[ -n "$mirror" ] || { echo "no mirror of Debian $suite is known to apt: name one in CULVERT_E2E_MIRROR" >&2; exit 1; }
 
 # The first two lines are what kind's own node image has; the rest is for people who look into a node, and for the tools image.
 packages=(
