@@ -33,9 +33,9 @@ const (
 	tickInterval = 500 * time.Millisecond
 	eventBacklog = 1024
 	// svidGrace is how long an SVID outlives the last pod that used it: pods are replaced all the time.
-	svidGrace = time.Minute
-	maxClosers   = 4
-	maxSessions  = 16
+	svidGrace   = time.Minute
+	maxClosers  = 4
+	maxSessions = 16
 )
 
 // Options configure an agent. Those without a comment that says otherwise are required.
@@ -80,12 +80,12 @@ type Agent struct {
 	policies     *policy.Set
 	rules        *policy.RuleSet
 	workloads    map[uint64]*workload
-	byPod        map[string]*workload    // "namespace/name"
-	wanted       map[string]*source.Pod  // of this node, as the snapshot has them
-	unenrollable map[string]string       // pod -> why, as last logged
-	searches     map[string]*search      // pods whose namespace is looked for
-	searchers    chan struct{}           // bounds how many at once
-	ended        map[string]string       // pod -> UID, where its runtime took the sandbox down
+	byPod        map[string]*workload   // "namespace/name"
+	wanted       map[string]*source.Pod // of this node, as the snapshot has them
+	unenrollable map[string]string      // pod -> why, as last logged
+	searches     map[string]*search     // pods whose namespace is looked for
+	searchers    chan struct{}          // bounds how many at once
+	ended        map[string]string      // pod -> UID, where its runtime took the sandbox down
 	retiring     bool
 	additions    map[*addition]struct{}  // pods being started, of which the source knows nothing yet
 	outside      map[netip.Addr]struct{} // known addresses outside of all ranges

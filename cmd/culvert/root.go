@@ -4,8 +4,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// version is what the linker is told (-X main.version=...): scripts/image does.
+var version = "dev"
+
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
+		Version: version,
 		Use:   "culvert",
 		Short: "Mutual TLS and PeerAuthentication for the pods of a node, without sidecars",
 		// Errors are printed once, by main, and a failing run is no reason to print the usage.

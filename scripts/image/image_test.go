@@ -157,7 +157,7 @@ func TestLayout(t *testing.T) {
 
 func TestVersionMustBeATag(t *testing.T) {
 	for _, version := range []string{"", "a b", "-x", "v1+dirty"} {
-		if err := run(t.Context(), version, t.TempDir()); err == nil {
+		if err := run(t.Context(), version, t.TempDir(), true); err == nil {
 			t.Errorf("version %q was accepted", version)
 		}
 	}

@@ -28,10 +28,11 @@ import (
 func main() {
 	version := flag.String("version", "dev", "the image's tag, and what its programs say of themselves")
 	out := flag.String("o", "bin", "folder to write to")
+	native := flag.Bool("native", false, "only this machine's architecture, and no layout: for a cluster on this machine")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *version, *out); err != nil {
+	if err := run(ctx, *version, *out, *native); err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
 		stop()
 		os.Exit(1)
@@ -41,7 +42,7 @@ func main() {
 // architectures returns those the image is made for.
 func architectures() []string { return []string{"amd64", "arm64"} }
 
-func run(ctx context.Context, version, out string) (err error) {
+func run(ctx context.Context, version, out string, native bool) (err error) {
 	// What a registry takes as a tag.
 	if !regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}$`).MatchString(version) {
 		return fmt.Errorf("-version %q: cannot be an image's tag", version)
@@ -60,7 +61,11 @@ func run(ctx context.Context, version, out string) (err error) {
 		}
 	}()
 	var images []image
-	for _, arch := range architectures() {
+	wanted := architectures()
+	if native {
+		wanted = []string{runtime.GOARCH}
+	}
+	for _, arch := range wanted {
 		bin := filepath.Join(dir, arch)
 		for _, program := range []string{"culvert", "culvert-cni"} {
 			if err := build(ctx, arch, version, filepath.Join(bin, program), "./cmd/"+program); err != nil {
@@ -89,6 +94,9 @@ func run(ctx context.Context, version, out string) (err error) {
 	}
 	if wrote == "" {
 		fmt.Fprintf(os.Stderr, "image: no archive: this machine is %s, the image is for %s\n", runtime.GOARCH, strings.Join(architectures(), " and "))
+	}
+	if native {
+		return nil
 	}
 	digest, err := writeLayout(layout, version, images)
 	if err != nil {

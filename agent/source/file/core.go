@@ -1,7 +1,7 @@
 package file
 
 import (
-	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -9,7 +9,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	core "k8s.io/api/core/v1"
-	"sigs.k8s.io/json"
+	kjson "sigs.k8s.io/json"
 
 	"github.com/culvert-mesh/culvert/agent/source"
 )
@@ -32,11 +32,15 @@ type service struct {
 // decode reads a manifest into one of Kubernetes' own types. Fields that the type does not have are
 // accepted: a newer API server may have written them.
 func decode(n *yaml.Node, into any) []fieldError {
-	var b bytes.Buffer
-	if f := writeJSON(&b, n, "", 0); f != nil {
-		return []fieldError{*f}
+	c := converter{numberKeys: "*"}
+	v := c.value(n, "", 0)
+	if len(c.errs) > 0 {
+		return c.errs[:1]
 	}
-	err := json.UnmarshalCaseSensitivePreserveInts(b.Bytes(), into)
+	text, err := json.Marshal(v)
+	if err == nil {
+		err = kjson.UnmarshalCaseSensitivePreserveInts(text, into)
+	}
 	if err == nil {
 		return nil
 	}

@@ -1,11 +1,8 @@
 package file
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 
@@ -104,26 +101,53 @@ func get(n *yaml.Node, key string) *yaml.Node {
 
 // lookup follows a field path as far as it leads, and returns the line where that is.
 func lookup(n *yaml.Node, path string) int {
-	line := n.Line
-	path = strings.NewReplacer("[", ".", "]", "").Replace(path)
-	for _, name := range strings.Split(path, ".") {
-		if i, err := strconv.Atoi(name); err == nil && n.Kind == yaml.SequenceNode && i >= 0 && i < len(n.Content) {
-			n = n.Content[i]
-			line = n.Line
-			continue
+	at, _ := find(n, path)
+	return at.Line
+}
+
+// find follows a field path such as "spec.ports[0].port" as far as it leads. It returns where that is, the key or else
+// the item of a list, and the value there if the path ends there.
+func find(n *yaml.Node, path string) (at, value *yaml.Node) {
+	at, value, _ = descend(n, n, path)
+	return at, value
+}
+
+// descend also returns what is left of the path. A key may hold dots and brackets itself, as labels do: among the
+// keys that match, the one that leads furthest counts.
+func descend(at, n *yaml.Node, path string) (*yaml.Node, *yaml.Node, string) {
+	if path == "" {
+		return at, n, ""
+	}
+	bestAt, best, bestLeft := at, (*yaml.Node)(nil), path
+	try := func(at, n *yaml.Node, name string) {
+		rest, ok := cutName(path, name)
+		if !ok {
+			return
 		}
-		found := false
-		for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
-			if n.Content[i].Value == name {
-				line, n, found = n.Content[i].Line, n.Content[i+1], true
-				break
-			}
-		}
-		if !found {
-			return line
+		if nextAt, next, left := descend(at, n, rest); len(left) < len(bestLeft) {
+			bestAt, best, bestLeft = nextAt, next, left
 		}
 	}
-	return line
+	switch n.Kind {
+	case yaml.SequenceNode:
+		index, _, _ := strings.Cut(strings.TrimPrefix(path, "["), "]")
+		if i, err := strconv.Atoi(index); err == nil && i >= 0 && i < len(n.Content) {
+			try(n.Content[i], n.Content[i], index)
+		}
+	case yaml.MappingNode:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			try(n.Content[i], n.Content[i+1], keyText(n.Content[i]))
+		}
+	}
+	return bestAt, best, bestLeft
+}
+
+// cutName takes a name off the front of a path: "name", ".name" or "[name]".
+func cutName(path, name string) (rest string, ok bool) {
+	if rest, ok = strings.CutPrefix(path, "["+name+"]"); !ok {
+		rest, ok = strings.CutPrefix(strings.TrimPrefix(path, "."), name)
+	}
+	return rest, ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
 }
 
 // tag is the scalar's type as kubectl sees it: YAML 1.1's yes, no, on and off are booleans there, so a
@@ -168,52 +192,6 @@ func describe(n *yaml.Node) string {
 	return strconv.Quote(n.Value)
 }
 
-// writeJSON appends the tree as JSON. It refuses a key that appears twice, whose meaning would depend on the reader.
-func writeJSON(b *bytes.Buffer, n *yaml.Node, path string, depth int) *fieldError {
-	if depth > maxDepth {
-		return &fieldError{n.Line, path, errors.New("nested too deeply")}
-	}
-	switch n.Kind {
-	case yaml.MappingNode:
-		return writeMapping(b, n, path, depth)
-	case yaml.SequenceNode:
-		b.WriteByte('[')
-		for i, child := range n.Content {
-			if i > 0 {
-				b.WriteByte(',')
-			}
-			if err := writeJSON(b, child, path, depth+1); err != nil {
-				return err
-			}
-		}
-		b.WriteByte(']')
-		return nil
-	case yaml.ScalarNode:
-		return writeScalar(b, n, path)
-	}
-	return &fieldError{n.Line, path, errors.New("cannot be read as JSON")}
-}
-
-func writeMapping(b *bytes.Buffer, n *yaml.Node, path string, depth int) *fieldError {
-	if f := duplicateKey(n, path); f != nil {
-		return f
-	}
-	b.WriteByte('{')
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		key := n.Content[i]
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		writeString(b, keyText(key))
-		b.WriteByte(':')
-		if err := writeJSON(b, n.Content[i+1], join(path, key.Value), depth+1); err != nil {
-			return err
-		}
-	}
-	b.WriteByte('}')
-	return nil
-}
-
 // keyText is a key as JSON has it: always a string, and numbers in decimal.
 func keyText(key *yaml.Node) string {
 	if tag(key) != "!!int" {
@@ -248,65 +226,6 @@ func duplicateKey(n *yaml.Node, path string) *fieldError {
 		}
 	}
 	return nil
-}
-
-func writeScalar(b *bytes.Buffer, n *yaml.Node, path string) *fieldError {
-	switch t := tag(n); t {
-	case "!!null":
-		b.WriteString("null")
-	case "!!bool":
-		b.WriteString(strconv.FormatBool(truth(n)))
-	case "!!int", "!!float":
-		return writeNumber(b, n, path)
-	case "!!str", "!!timestamp":
-		writeString(b, n.Value)
-	default:
-		return &fieldError{n.Line, path, fmt.Errorf("tag %s has no meaning in a manifest", t)}
-	}
-	return nil
-}
-
-func truth(n *yaml.Node) bool {
-	switch strings.ToLower(n.Value) {
-	case "true", "yes", "on":
-		return true
-	}
-	return false
-}
-
-func writeNumber(b *bytes.Buffer, n *yaml.Node, path string) *fieldError {
-	if i, err := strconv.ParseInt(n.Value, 10, 64); err == nil && (n.Value == "0" || n.Value[0] != '0') {
-		b.WriteString(strconv.FormatInt(i, 10))
-		return nil
-	}
-	var f float64
-	var i int64
-	if n.ShortTag() == "!!int" && n.Decode(&i) == nil {
-		b.WriteString(strconv.FormatInt(i, 10))
-		return nil
-	}
-	if err := n.Decode(&f); err != nil || math.IsInf(f, 0) || math.IsNaN(f) {
-		return &fieldError{n.Line, path, fmt.Errorf("%s is no number that JSON knows", n.Value)}
-	}
-	text, err := json.Marshal(f)
-	if err != nil {
-		return &fieldError{n.Line, path, err}
-	}
-	b.Write(text)
-	return nil
-}
-
-func writeString(b *bytes.Buffer, s string) {
-	for i := 0; i < len(s); i++ {
-		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= 0x7f {
-			text, _ := json.Marshal(s) // a string always marshals
-			b.Write(text)
-			return
-		}
-	}
-	b.WriteByte('"')
-	b.WriteString(s)
-	b.WriteByte('"')
 }
 
 func join(path, name string) string {

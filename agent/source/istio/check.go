@@ -1,7 +1,6 @@
 package istio
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
@@ -35,6 +34,11 @@ func (c *checker) errorf(path, format string, args ...any) {
 	c.errs = append(c.errs, fieldErrorf(path, format, args...))
 }
 
+// wrong notes a value that is not what it must be.
+func (c *checker) wrong(path, want string, v any) {
+	c.errs = append(c.errs, FieldError{path, &WrongValue{"must be " + want + ", not ", "", v}})
+}
+
 // message returns the value without the fields that were left out.
 func (c *checker) message(v any, md protoreflect.MessageDescriptor, path string, depth int) any {
 	if c.wellKnown(v, md.FullName(), path) {
@@ -42,7 +46,7 @@ func (c *checker) message(v any, md protoreflect.MessageDescriptor, path string,
 	}
 	m, ok := v.(map[string]any)
 	if !ok {
-		c.errorf(path, "must be a mapping, not %s", describe(v))
+		c.wrong(path, "a mapping", v)
 		return nil
 	}
 	if depth > maxDepth {
@@ -54,7 +58,7 @@ func (c *checker) message(v any, md protoreflect.MessageDescriptor, path string,
 		value, name := m[key], path+"."+key
 		fd := md.Fields().ByJSONName(key)
 		switch {
-		case value == nil: // the same as absent
+		case value == nil && (fd != nil || c.tolerant): // the same as absent
 		case fd != nil:
 			kept[key] = c.field(value, fd, name, depth+1)
 		case c.tolerant && !decides(md.FullName()):
@@ -95,7 +99,7 @@ func (c *checker) field(v any, fd protoreflect.FieldDescriptor, path string, dep
 	case fd.IsList():
 		list, ok := v.([]any)
 		if !ok {
-			c.errorf(path, "must be a list, not %s", describe(v))
+			c.wrong(path, "a list", v)
 			return nil
 		}
 		kept := make([]any, len(list))
@@ -110,7 +114,7 @@ func (c *checker) field(v any, fd protoreflect.FieldDescriptor, path string, dep
 func (c *checker) mapping(v any, fd protoreflect.FieldDescriptor, path string, depth int) any {
 	m, ok := v.(map[string]any)
 	if !ok {
-		c.errorf(path, "must be a mapping, not %s", describe(v))
+		c.wrong(path, "a mapping", v)
 		return nil
 	}
 	kept := make(map[string]any, len(m))
@@ -161,7 +165,7 @@ func (c *checker) value(v any, fd protoreflect.FieldDescriptor, path string, dep
 		want = need(isWhole(v, math.MinInt64, math.MaxInt64), "a whole number")
 	}
 	if want != "" {
-		c.errorf(path, "must be %s, not %s", want, describe(v))
+		c.wrong(path, want, v)
 	}
 	return v
 }
@@ -181,7 +185,7 @@ func (c *checker) enum(v any, ed protoreflect.EnumDescriptor, path string) {
 	for i := range names {
 		names[i] = string(ed.Values().Get(i).Name())
 	}
-	c.errorf(path, "unknown value %s, must be one of %s", describe(v), strings.Join(names, ", "))
+	c.errs = append(c.errs, FieldError{path, &WrongValue{"unknown value ", ", must be one of " + strings.Join(names, ", "), v}})
 }
 
 // wellKnown handles the messages that JSON writes as something else than a mapping.
@@ -208,7 +212,7 @@ func (c *checker) wellKnown(v any, name protoreflect.FullName, path string) bool
 		return strings.HasPrefix(string(name), "google.protobuf.")
 	}
 	if !ok {
-		c.errorf(path, "must be %s, not %s", want, describe(v))
+		c.wrong(path, want, v)
 	}
 	return true
 }
@@ -234,28 +238,4 @@ func isNumber(v any) bool {
 func isWhole(v any, low, high int64) bool {
 	i, ok := v.(int64)
 	return ok && i >= low && i <= high
-}
-
-// describe names what a value is, for "must be a string, not ...".
-func describe(v any) string {
-	switch v := v.(type) {
-	case nil:
-		return "null"
-	case map[string]any:
-		return "a mapping"
-	case []any:
-		return "a list"
-	case bool:
-		return "the boolean " + strconv.FormatBool(v)
-	case string:
-		if len(v) > 64 {
-			v = v[:64] + "..."
-		}
-		return strconv.Quote(v)
-	}
-	text, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Sprintf("a %T", v)
-	}
-	return "the number " + string(text)
 }
