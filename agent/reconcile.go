@@ -50,14 +50,17 @@ func (a *Agent) apply(s *source.Snapshot) {
 	for ref, w := range a.byPod {
 		// New policies go with the new labels: with the old ones they might open what neither opens.
 		if pod := a.wanted[ref]; pod != nil && w.isPlaceOf(pod) {
-			if pod != w.listed {
+			renewed := pod != w.listed
+			if renewed {
 				w.renew(pod)
 				a.touchWorkload(w)
 				if pod.Redirection == source.RedirectionAbsent {
 					a.tellEnrolled(w.pod)
 				}
 			}
-			a.applyModes(w)
+			if renewed || a.policiesTouched(w, &changes) {
+				a.applyModes(w)
+			}
 		}
 	}
 	if changes.All || changes.Local || len(changes.Namespaces) > 0 {
@@ -68,6 +71,13 @@ func (a *Agent) apply(s *source.Snapshot) {
 	a.generation++
 	a.logApplied(&changes, time.Since(begin))
 	a.ready()
+}
+
+// policiesTouched reports whether the modes of a workload whose labels are the same may be others.
+func (a *Agent) policiesTouched(w *workload, c *source.Changes) bool {
+	_, own := c.Policies[w.pod.Namespace]
+	_, mesh := c.Policies[a.RootNamespace]
+	return own || mesh || c.All || c.Problems
 }
 
 // ready tells once that the first snapshot holds.

@@ -42,8 +42,8 @@ func foreignRules() map[string][]string {
 		"k8s.io": kubernetes, "istio.io": kubernetes,
 		// Protocols that others speak too: the runtime's, and that of certificate authorities.
 		"github.com/containernetworking/cni": {"cmd/culvert-cni", "agent/enroll/cniconf"},
-		"k8s.io/cri-api":                     {"agent/enroll/cri"},
-		"istio.io/api/security":              {"agent/source", "agent/identity", "e2e/kind"},
+		"k8s.io/cri-api":                     {"agent/enroll/cri", "e2e/bench/scale"},
+		"istio.io/api/security":              {"agent/source", "agent/identity", "e2e/kind", "e2e/bench/scale"},
 	}
 }
 

@@ -17,18 +17,18 @@
 //
 // # What the watch of all pods costs
 //
-// On paper: a Pod is taken for 3.5 KB as protobuf (managedFields are a third of it); no selector can make it smaller.
-// With 1,000 nodes of 50 pods:
+// On paper, from what e2e/bench/scale measures: a Pod with the usual fields is 5 KB as protobuf on the wire
+// (managedFields are a third of it); no selector can make it smaller. With 1,000 nodes of 50 pods:
 //
-//   - Start of one agent: 50,000 x 3.5 KB = 175 MB. All agents at once would be 175 GB, 140 s of a 10 Gbit/s link, so
-//     the DaemonSet's rollout is bounded (maxUnavailable 10%: 17.5 GB, 14 s a step). After a broken connection the
+//   - Start of one agent: 50,000 x 5 KB = 250 MB. All agents at once would be 250 GB, 200 s of a 10 Gbit/s link, so
+//     the DaemonSet's rollout is bounded (maxUnavailable 10%: 25 GB, 20 s a step). After a broken connection the
 //     watch goes on where it was, which costs nothing; after a restart of the API server, which has no history then,
 //     everything is read anew.
-//   - 200 changes/s: 200 x 3.5 KB x 1,000 watchers = 700 MB/s (5.6 Gbit/s) leave the API servers, 200,000 events/s. A
-//     change is encoded once for all watchers; copying and encrypting (about 1.5 GB/s and core, 5 us an event) take 1.5
-//     cores. 20 changes/s, a calm cluster, take a tenth of it.
+//   - 200 changes/s, 140 of them of pods: 140 x 5 KB x 1,000 watchers = 700 MB/s (5.6 Gbit/s) leave the API servers,
+//     140,000 events/s. A change is encoded once for all watchers; sending it took 13 us of the API server's CPU for
+//     each watcher, so 1.9 cores. 20 changes/s, a calm cluster, take a tenth of it.
 //   - Nodes: a status every 5 minutes, 1,000 / 300 s x 10 KB x 1,000 watchers = 33 MB/s.
-//   - The agent: 200 x 3.5 KB = 0.7 MB/s to receive and decode. It keeps about 700 bytes a pod (TestMemoryOfPods).
+//   - The agent: 140 x 5 KB = 0.7 MB/s to receive and decode. It keeps about 700 bytes a pod (TestMemoryOfPods).
 //
 // Up to 1,000 nodes that is what a control plane of that size carries (kube-proxy's EndpointSlices cost about the
 // same). Beyond, the watch of pods is what has to go.
