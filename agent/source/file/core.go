@@ -32,10 +32,10 @@ type service struct {
 // decode reads a manifest into one of Kubernetes' own types. Fields that the type does not have are
 // accepted: a newer API server may have written them.
 func decode(n *yaml.Node, into any) []fieldError {
-	c := converter{numberKeys: "*"}
+	c := converter{anyKeys: true}
 	v := c.value(n, "", 0)
-	if len(c.errs) > 0 {
-		return c.errs[:1]
+	if errs := append(c.errs, c.odd...); len(errs) > 0 {
+		return errs[:1]
 	}
 	text, err := json.Marshal(v)
 	if err == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -32,15 +33,15 @@ func readRule(o *object, h header, n *yaml.Node) []fieldError {
 
 // readIstio checks what stands around the spec, and has the spec read.
 func readIstio[T any](h header, n *yaml.Node, read func(istio.Meta, any) (*T, []istio.FieldError)) (*T, []fieldError) {
-	errs := checkEnvelope(n)
+	c := converter{ports: "spec.portLevelMtls"}
 	var spec any
 	if written := get(n, "spec"); written != nil {
-		c := converter{numberKeys: "spec.portLevelMtls"}
 		spec = c.value(written, "spec", 0)
-		errs = append(errs, c.errs...)
 	}
 	good, refused := read(istio.Meta{Namespace: h.id.namespace, Name: h.id.name, Created: h.created}, spec)
-	if errs = append(errs, placed(n, refused, errs)...); len(errs) > 0 {
+	errs := append(checkEnvelope(n), c.errs...)
+	errs = append(errs, placed(n, refused)...)
+	if errs = append(errs, uncovered(c.odd, refused)...); len(errs) > 0 {
 		slices.SortStableFunc(errs, func(a, b fieldError) int { return cmp.Compare(a.line, b.line) })
 		return nil, errs
 	}
@@ -78,16 +79,13 @@ func unknownMetadata(meta *yaml.Node) *yaml.Node {
 	return nil
 }
 
-// placed gives the errors of a spec their lines. A field that has an error already gets no second one.
-func placed(n *yaml.Node, refused []istio.FieldError, have []fieldError) []fieldError {
+// placed gives the errors of a spec their lines.
+func placed(n *yaml.Node, refused []istio.FieldError) []fieldError {
 	var errs []fieldError
 	for i, e := range refused {
 		if i == maxErrors {
 			errs = append(errs, fieldError{lookup(n, "spec"), "spec", fmt.Errorf("%d more errors", len(refused)-maxErrors)})
 			break
-		}
-		if slices.ContainsFunc(have, func(f fieldError) bool { return f.field == e.Field }) {
-			continue
 		}
 		at, value := find(n, e.Field)
 		line, err := at.Line, e.Err
@@ -96,6 +94,28 @@ func placed(n *yaml.Node, refused []istio.FieldError, have []fieldError) []field
 			line, err = value.Line, errors.New(wrong.Describe(describe(value)))
 		}
 		errs = append(errs, fieldError{line, e.Field, err})
+	}
+	return errs
+}
+
+// uncovered leaves out what lies at, or in, a field that was refused anyway: what the keys of an unknown field should
+// have been cannot be told.
+func uncovered(odd []fieldError, refused []istio.FieldError) []fieldError {
+	plain := strings.NewReplacer("[", ".", "]", "").Replace
+	fields := make(map[string]bool, len(refused))
+	for _, e := range refused {
+		fields[plain(e.Field)] = true
+	}
+	var errs []fieldError
+next:
+	for _, e := range odd {
+		field := plain(e.field)
+		for i := range len(field) + 1 {
+			if (i == len(field) || field[i] == '.') && fields[field[:i]] {
+				continue next
+			}
+		}
+		errs = append(errs, e)
 	}
 	return errs
 }

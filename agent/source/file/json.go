@@ -11,12 +11,20 @@ import (
 )
 
 // converter turns YAML into what JSON has: map[string]any, []any, string, bool, int64, float64 and nil. It collects
-// what JSON has no form for, and goes on: nothing of a tree with errors is used, but it is looked at for more.
+// errors and goes on: nothing of a tree with errors is used, but it is looked at for more.
 type converter struct {
-	// numberKeys is the only mapping whose keys may be something else than strings; "*" stands for any mapping.
-	numberKeys string
-	errs       []fieldError
+	// ports is the path of the mapping whose keys are numbers.
+	ports string
+	// anyKeys accepts keys that are no strings everywhere, as JSON makes strings of them.
+	anyKeys bool
+	errs    []fieldError
+	// odd is what JSON has no form for: such scalars, and keys that are no strings. Where a field is not known, or its
+	// type is wrong, there is more to say than that.
+	odd []fieldError
 }
+
+// formless stands for a scalar that JSON has no form for. No field has this type.
+type formless struct{}
 
 func (c *converter) value(n *yaml.Node, path string, depth int) any {
 	if depth > maxDepth {
@@ -35,8 +43,8 @@ func (c *converter) value(n *yaml.Node, path string, depth int) any {
 	case yaml.ScalarNode:
 		v, err := scalar(n)
 		if err != nil {
-			c.errs = append(c.errs, fieldError{n.Line, path, err})
-			return n.Value
+			c.odd = append(c.odd, fieldError{n.Line, path, err})
+			return formless{}
 		}
 		return v
 	}
@@ -55,9 +63,12 @@ func (c *converter) mapping(n *yaml.Node, path string, depth int) any {
 		case have && twice == nil:
 			twice = &fieldError{key.Line, join(path, key.Value), errors.New("appears twice")}
 		case have:
-		case !isString(key) && c.numberKeys != "*" && c.numberKeys != path:
-			c.errs = append(c.errs, fieldErrorf(key, path+"["+key.Value+"]", "the key must be a string, not %s", describe(key)))
+		case path == c.ports && path != "":
+			m[name] = c.value(n.Content[i+1], path+"["+name+"]", depth+1)
 		default:
+			if !c.anyKeys && !isString(key) {
+				c.odd = append(c.odd, fieldErrorf(key, path+"["+name+"]", "the key must be a string, not %s", describe(key)))
+			}
 			m[name] = c.value(n.Content[i+1], join(path, name), depth+1)
 		}
 	}
@@ -92,9 +103,15 @@ func truth(n *yaml.Node) bool {
 
 // number keeps whole numbers and others apart, as they were written: 8080.0 is no port.
 func number(n *yaml.Node, tag string) (any, error) {
-	var i int64
-	if tag == "!!int" && n.Decode(&i) == nil {
-		return i, nil
+	if tag == "!!int" {
+		// Almost all are written like this. A leading 0 or sign takes the parser to tell.
+		if i, err := strconv.ParseInt(n.Value, 10, 64); err == nil && n.Value[0] >= '1' {
+			return i, nil
+		}
+		var i int64
+		if n.Decode(&i) == nil {
+			return i, nil
+		}
 	}
 	var f float64
 	if err := n.Decode(&f); err != nil || math.IsInf(f, 0) || math.IsNaN(f) {

@@ -81,36 +81,50 @@ func TestReadRefuses(t *testing.T) {
 		text, want string
 		unread     []string
 	}{
-		"unknown mode":       {pa("  mtls:\n    mode: STRICTT\n"), "stdin:6: " + in + `spec.mtls.mode: unknown value "STRICTT"`, []string{"n"}},
-		"lower case mode":    {pa("  mtls: {mode: strict}\n"), "stdin:5: " + in + "spec.mtls.mode: unknown value", []string{"n"}},
-		"mode as number":     {pa("  mtls: {mode: 3}\n"), "unknown value the number 3", []string{"n"}},
-		"mode as boolean":    {pa("  mtls: {mode: on}\n"), "unknown value the boolean on", []string{"n"}},
-		"unknown field":      {pa("  mtls: {}\n  portLevelMTLS: {}\n"), "stdin:6: " + in + "spec.portLevelMTLS: unknown field, did you mean portLevelMtls?", []string{"n"}},
-		"field beside spec":  {pa("  selector: {}\nmtls: {mode: STRICT}\n"), "stdin:6: " + in + "mtls: unknown field", []string{"n"}},
-		"wrong type":         {pa("  mtls: STRICT\n"), "spec.mtls: must be a mapping", []string{"n"}},
-		"port 0":             {pa(sel + "  portLevelMtls: {0: {}}\n"), "stdin:6: " + in + "spec.portLevelMtls[0]: port 0 is not between", []string{"n"}},
-		"port 65536":         {pa(sel + "  portLevelMtls: {65536: {}}\n"), "is not between 1 and 65535", []string{"n"}},
-		"port in words":      {pa(sel + "  portLevelMtls: {http: {}}\n"), "must be a whole number", []string{"n"}},
-		"port with fraction": {pa(sel + "  portLevelMtls: {80.5: {}}\n"), "must be a whole number", []string{"n"}},
-		"port twice":         {pa(sel + "  portLevelMtls: {80: {}, \"80\": {}}\n"), "appears twice", []string{"n"}},
-		"field twice":        {pa("  mtls: {mode: STRICT}\n  mtls: {mode: DISABLE}\n"), "stdin:6: " + in + "spec.mtls: appears twice", []string{"n"}},
-		"label not a string": {pa("  selector: {matchLabels: {v: 1}}\n"), "must be a string, not the number 1", []string{"n"}},
-		"ports, no selector": {pa("  portLevelMtls: {80: {mode: STRICT}}\n"), in, []string{"n"}},
-		"star in selector":   {pa("  selector: {matchLabels: {app: \"*\"}}\n"), in, []string{"n"}},
-		"metadata misspelt":  {"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, nmespace: n}\n", "metadata.nmespace: unknown field", []string{""}},
-		"no name":            {"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {namespace: n}\n", "metadata.name: missing", []string{"n"}},
-		"unknown version":    {"apiVersion: security.istio.io/v2\nkind: PeerAuthentication\nmetadata: {name: p}\n", "version \"v2\"", []string{"default"}},
-		"misspelt kind":      {"apiVersion: security.istio.io/v1\nkind: PeerAuthentification\nmetadata: {name: p}\n", "was PeerAuthentication meant", []string{"default"}},
-		"no kind":            {"metadata: {name: p, namespace: n}\n", "apiVersion: missing", []string{"n"}},
-		"no mapping":         {"- a\n", "must be a mapping", []string{""}},
-		"broken YAML":        {pa("  mtls: {mode\n"), "stdin:", []string{""}},
-		"broken, namespace":  {"kind: PeerAuthentication\nmetadata:\n  name: p\n  namespace: n\nspec: {\n", "stdin:", []string{"n"}},
-		"broken Pod":         {"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {hostNetwork: maybe}\n", "stdin:4: document 1: Pod default/p: spec.hostNetwork: a string cannot be read as bool", nil},
-		"broken Pod's YAML":  {"kind: Pod\nmetadata: {\n", "stdin:", nil},
-		"pod port":           {"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, ports: [{containerPort: 99999}]}]}\n", "spec.containers[0].ports[0].containerPort: port 99999", nil},
-		"service port":       {"apiVersion: v1\nkind: Service\nmetadata: {name: p}\nspec: {ports: [{port: 80.5}]}\n", "Service default/p", nil},
-		"rule mode":          {"apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: p}\nspec: {host: h, trafficPolicy: {tls: {mode: MTLS}}}\n", "spec.trafficPolicy.tls.mode: unknown value", nil},
-		"rule port":          {"apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: p}\nspec: {host: h, trafficPolicy: {portLevelSettings: [{port: {number: 70000}}]}}\n", "port.number 70000", nil},
+		"unknown mode":         {pa("  mtls:\n    mode: STRICTT\n"), "stdin:6: " + in + `spec.mtls.mode: unknown value "STRICTT"`, []string{"n"}},
+		"lower case mode":      {pa("  mtls: {mode: strict}\n"), "stdin:5: " + in + "spec.mtls.mode: unknown value", []string{"n"}},
+		"mode as number":       {pa("  mtls: {mode: 3}\n"), "unknown value the number 3", []string{"n"}},
+		"mode as boolean":      {pa("  mtls: {mode: on}\n"), "unknown value the boolean on", []string{"n"}},
+		"unknown field":        {pa("  mtls: {}\n  portLevelMTLS: {}\n"), "stdin:6: " + in + "spec.portLevelMTLS: unknown field, did you mean portLevelMtls?", []string{"n"}},
+		"field beside spec":    {pa("  selector: {}\nmtls: {mode: STRICT}\n"), "stdin:6: " + in + "mtls: unknown field", []string{"n"}},
+		"wrong type":           {pa("  mtls: STRICT\n"), "spec.mtls: must be a mapping", []string{"n"}},
+		"port 0":               {pa(sel + "  portLevelMtls: {0: {}}\n"), "stdin:6: " + in + "spec.portLevelMtls[0]: port 0 is not between", []string{"n"}},
+		"port 65536":           {pa(sel + "  portLevelMtls: {65536: {}}\n"), "is not between 1 and 65535", []string{"n"}},
+		"port in words":        {pa(sel + "  portLevelMtls: {http: {}}\n"), "must be a whole number", []string{"n"}},
+		"port with fraction":   {pa(sel + "  portLevelMtls: {80.5: {}}\n"), "must be a whole number", []string{"n"}},
+		"port twice":           {pa(sel + "  portLevelMtls: {80: {}, \"80\": {}}\n"), "appears twice", []string{"n"}},
+		"field twice":          {pa("  mtls: {mode: STRICT}\n  mtls: {mode: DISABLE}\n"), "stdin:6: " + in + "spec.mtls: appears twice", []string{"n"}},
+		"port twice in JSON":   {pa(sel + "  portLevelMtls: {80: {}, 0x50: {}}\n"), "spec.portLevelMtls.0x50: appears twice", []string{"n"}},
+		"port as 80.0":         {pa(sel + "  portLevelMtls: {80.0: {}}\n"), "must be a whole number", []string{"n"}},
+		"unknown and null":     {pa("  mtlS: null\n"), "stdin:5: " + in + "spec.mtlS: unknown field, did you mean mtls?", []string{"n"}},
+		"numbers in unknown":   {pa(sel + "  ports: {80: {}}\n"), "stdin:6: " + in + "spec.ports: unknown field\n", []string{"n"}},
+		"key not a string":     {pa("  selector:\n    matchLabels:\n      80: x\n"), "stdin:7: " + in + "spec.selector.matchLabels[80]: the key must be a string, not the number 80", []string{"n"}},
+		"label with dots":      {pa("  selector:\n    matchLabels:\n      a: b\n      a.b/c[0]: 1\n"), "stdin:8: " + in + "spec.selector.matchLabels[a.b/c[0]]: must be a string", []string{"n"}},
+		"value on next line":   {pa("  mtls:\n    mode:\n      on\n"), "stdin:7: " + in + "spec.mtls.mode: unknown value the boolean on", []string{"n"}},
+		"tag":                  {pa("  mtls: {mode: !!binary x}\n"), `unknown value "x"`, []string{"n"}},
+		"infinite":             {pa("  mtls: {mode: .inf}\n"), "unknown value the number .inf", []string{"n"}},
+		"two mistakes":         {pa("  mtls: 1\n  mtls: 2\nkin: x\n"), "stdin:5: " + in + "spec.mtls: must be a mapping, not the number 1\nstdin:6: " + in + "spec.mtls: appears twice\nstdin:7: " + in + "kin: unknown field", []string{"n"}},
+		"label not a string":   {pa("  selector: {matchLabels: {v: 1}}\n"), "must be a string, not the number 1", []string{"n"}},
+		"ports, no selector":   {pa("  portLevelMtls: {80: {mode: STRICT}}\n"), in, []string{"n"}},
+		"star in selector":     {pa("  selector: {matchLabels: {app: \"*\"}}\n"), in, []string{"n"}},
+		"metadata misspelt":    {"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, nmespace: n}\n", "metadata.nmespace: unknown field", []string{""}},
+		"no name":              {"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {namespace: n}\n", "metadata.name: missing", []string{"n"}},
+		"unknown version":      {"apiVersion: security.istio.io/v2\nkind: PeerAuthentication\nmetadata: {name: p}\n", "version \"v2\"", []string{"default"}},
+		"misspelt kind":        {"apiVersion: security.istio.io/v1\nkind: PeerAuthentification\nmetadata: {name: p}\n", "was PeerAuthentication meant", []string{"default"}},
+		"no kind":              {"metadata: {name: p, namespace: n}\n", "apiVersion: missing", []string{"n"}},
+		"no mapping":           {"- a\n", "must be a mapping", []string{""}},
+		"broken YAML":          {pa("  mtls: {mode\n"), "stdin:", []string{""}},
+		"broken, namespace":    {"kind: PeerAuthentication\nmetadata:\n  name: p\n  namespace: n\nspec: {\n", "stdin:", []string{"n"}},
+		"broken Pod":           {"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {hostNetwork: maybe}\n", "stdin:4: document 1: Pod default/p: spec.hostNetwork: a string cannot be read as bool", nil},
+		"field of a Pod twice": {"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {nodeName: a, nodeName: b}\n", "stdin:4: document 1: Pod default/p: spec.nodeName: appears twice", nil},
+		"tag in a Pod":         {"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: !!binary x}]}\n", "spec.containers[0].name: tag !!binary has no meaning", nil},
+		"broken Pod's YAML":    {"kind: Pod\nmetadata: {\n", "stdin:", nil},
+		"pod port":             {"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, ports: [{containerPort: 99999}]}]}\n", "spec.containers[0].ports[0].containerPort: port 99999", nil},
+		"service port":         {"apiVersion: v1\nkind: Service\nmetadata: {name: p}\nspec: {ports: [{port: 80.5}]}\n", "Service default/p", nil},
+		"rule mode":            {"apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: p}\nspec: {host: h, trafficPolicy: {tls: {mode: MTLS}}}\n", "spec.trafficPolicy.tls.mode: unknown value", nil},
+		"rule port 80.0":       {"apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: p}\nspec: {host: h, trafficPolicy: {portLevelSettings: [{port: {number: 80.0}}]}}\n", "number: must be a whole number from 0 on, not the number 80.0", nil},
+		"rule, newer field":    {"apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: p}\nspec: {host: h, future: 1}\n", "stdin:4: document 1: DestinationRule default/p: spec.future: unknown field", nil},
+		"rule port":            {"apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: p}\nspec: {host: h, trafficPolicy: {portLevelSettings: [{port: {number: 70000}}]}}\n", "port.number 70000", nil},
 		"alias bomb": {"kind: PeerAuthentication\na: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n" +
 			"d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n", "unfold to too much", []string{""}},
 		"alias of itself": {"kind: PeerAuthentication\na: &a [*a]\n", "unfold to too much", []string{""}},
@@ -262,6 +276,19 @@ func write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestManyErrors: a spec of nothing but errors costs neither minutes nor a screen for each.
+func TestManyErrors(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec:\n")
+	for i := range 5000 {
+		fmt.Fprintf(&b, "  f%d: 1\n", i)
+	}
+	r := readText(b.String())
+	if len(r.Errors) != maxErrors+1 || !strings.Contains(messages(r), "spec: 4950 more errors") {
+		t.Errorf("%d errors: %s", len(r.Errors), messages(r))
 	}
 }
 

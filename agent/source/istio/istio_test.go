@@ -2,6 +2,7 @@ package istio
 
 import (
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +44,7 @@ func TestPeerAuthentication(t *testing.T) {
 		{name: "unknown mode", spec: `{"mtls":{"mode":"SOMETIMES"}}`, errs: "spec.mtls.mode: unknown value"},
 		{name: "mode as a number", spec: `{"mtls":{"mode":3}}`, errs: "spec.mtls.mode: unknown value the number 3"},
 		{name: "unknown field", spec: `{"mtls":{"mdoe":"STRICT"}}`, errs: "spec.mtls.mdoe: unknown field"},
+		{name: "unknown and null", spec: `{"selectors":null}`, errs: "spec.selectors: unknown field"},
 		{name: "two errors", spec: `{"mtls":[],"selecto":{}}`, errs: "spec.mtls: must be a mapping|spec.selecto: unknown field"},
 		{name: "name of the protobuf file", spec: `{"port_level_mtls":{}}`, errs: "did you mean portLevelMtls?"},
 		{name: "labels of numbers", spec: `{"selector":{"matchLabels":{"app":1}}}`, errs: "must be a string, not the number 1"},
@@ -82,6 +84,22 @@ func checkErrors(t *testing.T, errs []FieldError, want string) bool {
 		}
 	}
 	return want == ""
+}
+
+// TestDescribe: a source can say what was wrong in the words that its objects were written in.
+func TestDescribe(t *testing.T) {
+	_, errs := PeerAuthentication(Meta{}, map[string]any{"mtls": map[string]any{"mode": true}})
+	var wrong *WrongValue
+	if len(errs) != 1 || !errors.As(errs[0], &wrong) {
+		t.Fatalf("errors: %v", errs)
+	}
+	const rest = ", must be one of UNSET, DISABLE, PERMISSIVE, STRICT"
+	if got := wrong.Error(); got != "unknown value the boolean true"+rest {
+		t.Error(got)
+	}
+	if got := wrong.Describe("on"); got != "unknown value on"+rest {
+		t.Error(got)
+	}
 }
 
 func text(t *testing.T, v any) string {
@@ -126,6 +144,7 @@ func TestDestinationRule(t *testing.T) {
 		{name: "newer fields in a file", strict: true, spec: `{"host":"web","future":1}`, errs: "spec.future: unknown field"},
 		{name: "newer fields of TLS", spec: `{"host":"web","trafficPolicy":{"tls":{"mode":"DISABLE","future":1}}}`, errs: "spec.trafficPolicy.tls.future: unknown field"},
 		{name: "newer fields of a selector", spec: `{"host":"web","workloadSelector":{"matchExpressions":[]}}`, errs: "unknown field"},
+		{name: "newer field that is null", spec: `{"host":"web","future":null}`, check: func(r *policy.DestinationRule) bool { return r.UnusedFields == nil }},
 		{name: "port 0", spec: `{"host":"web","trafficPolicy":{"portLevelSettings":[{"port":{"number":0}}]}}`, errs: "portLevelSettings[0]: port.number 0 is not between"},
 		{name: "no port", spec: `{"host":"web","trafficPolicy":{"portLevelSettings":[{}]}}`, errs: "is not between"},
 		{name: "port twice", spec: `{"host":"web","trafficPolicy":{"portLevelSettings":[{"port":{"number":1}},{"port":{"number":1}}]}}`, errs: "appears twice"},
