@@ -82,12 +82,11 @@ func (h attachments) Check(ctx context.Context, r *cni.Request, netns *os.File) 
 // Delete forgets a pod whose sandbox the runtime takes down.
 func (h attachments) Delete(ctx context.Context, r *cni.Request) error {
 	return h.ask(ctx, func(a *Agent) error {
-		w := a.byPod[r.PodNamespace+"/"+r.PodName]
-		if w == nil || w.container != "" && w.container != r.ContainerID || r.PodUID != "" && w.pod.SandboxUID() != r.PodUID {
-			return nil
+		a.endLingering(func(sandbox string) bool { return sandbox == r.ContainerID })
+		// By the sandbox alone: the runtime may tell the end of an earlier one of the same pod at any time.
+		if w := a.byPod[r.PodNamespace+"/"+r.PodName]; w != nil && w.container != "" && w.container == r.ContainerID {
+			a.end(w)
 		}
-		a.ended[w.pod.Ref()] = w.pod.UID
-		a.unenroll(w)
 		return nil
 	})
 }
@@ -95,15 +94,26 @@ func (h attachments) Delete(ctx context.Context, r *cni.Request) error {
 // GC forgets pods whose sandboxes the runtime does not know any more.
 func (h attachments) GC(ctx context.Context, r *cni.Request) error {
 	return h.ask(ctx, func(a *Agent) error {
+		gone := func(sandbox string) bool {
+			return !slices.ContainsFunc(r.Valid, func(v cni.Attachment) bool { return v.ContainerID == sandbox })
+		}
+		a.endLingering(gone)
 		for _, w := range a.byPod {
-			known := slices.ContainsFunc(r.Valid, func(v cni.Attachment) bool { return v.ContainerID == w.container })
-			if w.container != "" && !known {
-				a.ended[w.pod.Ref()] = w.pod.UID
-				a.unenroll(w)
+			if w.container != "" && gone(w.container) {
+				a.end(w)
 			}
 		}
 		return nil
 	})
+}
+
+// endLingering detaches what was left of pods that are no object any more.
+func (a *Agent) endLingering(ended func(sandbox string) bool) {
+	for cookie, sandbox := range a.lingering {
+		if sandbox != "" && ended(sandbox) {
+			a.detach(cookie)
+		}
+	}
 }
 
 // Status fails until pods can be enrolled.
@@ -211,11 +221,18 @@ func (a *Agent) addPod(x *addition, listed, pod *source.Pod) error {
 	}
 	if w := a.byPod[x.ref()]; w != nil {
 		cookie, err := datapath.NetnsCookie(netns.File())
-		if err == nil && cookie == w.id && sameAddresses(pod.Addresses, w.pod.Addresses) {
+		if err != nil {
+			return errors.Join(err, netns.Close())
+		}
+		if cookie == w.id && sameAddresses(pod.Addresses, w.pod.Addresses) {
 			w.container = x.request.ContainerID
 			return netns.Close() // asked again, or found before the runtime asked
 		}
-		a.unenroll(w) // a sandbox before this one
+		if a.Patience > 0 && cookie != w.id {
+			a.abandon(w) // a sandbox before this one, whose end is yet to be told
+		} else {
+			a.letGo(w)
+		}
 	}
 	return a.enrollPod(listed, pod, netns, x.request.ContainerID)
 }

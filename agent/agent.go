@@ -33,9 +33,11 @@ const (
 	tickInterval = 500 * time.Millisecond
 	eventBacklog = 1024
 	// svidGrace is how long an SVID outlives the last pod that used it: pods are replaced all the time.
-	svidGrace   = time.Minute
-	maxClosers  = 4
-	maxSessions = 16
+	svidGrace  = time.Minute
+	maxClosers = 4
+	// maxLoggedProblems bounds what one snapshot may write to the log.
+	maxLoggedProblems = 20
+	maxSessions       = 16
 )
 
 // Options configure an agent. Those without a comment that says otherwise are required.
@@ -53,7 +55,13 @@ type Options struct {
 	Enroll        enroll.Options
 	Logger        *slog.Logger
 
-	Locator  Locator  // may be nil: pods carry source.NetnsAnnotation
+	Locator Locator // may be nil: pods carry source.NetnsAnnotation
+	// Patience is how long what is enforced in a namespace stays when no pod is known that it belongs to: lists of pods
+	// may be behind. 0 is for sources that are never behind.
+	Patience time.Duration
+	// Self is the agent's own pod, "namespace/name". A list of pods without it is not this node's, or not this day's.
+	// Empty when the agent is no pod.
+	Self     string
 	Reporter Reporter // may be nil
 	// CNIPath is the unix socket on which the CNI plugin announces pods; empty: nobody does.
 	CNIPath string
@@ -85,7 +93,11 @@ type Agent struct {
 	unenrollable map[string]string      // pod -> why, as last logged
 	searches     map[string]*search     // pods whose namespace is looked for
 	searchers    chan struct{}          // bounds how many at once
-	ended        map[string]string      // pod -> UID, where its runtime took the sandbox down
+	ended        map[string]ending      // pods whose runtime took the sandbox down
+	lingering    map[uint64]string      // cookie -> sandbox of pods that are no object any more, and may still run
+	unclaimed    map[uint64]time.Time   // cookie -> since when no pod is known for it
+	undecided    bool                   // a pod's Namespace is not known yet
+	mail         mailbox
 	retiring     bool
 	additions    map[*addition]struct{}  // pods being started, of which the source knows nothing yet
 	outside      map[netip.Addr]struct{} // known addresses outside of all ranges
@@ -123,7 +135,7 @@ func Run(ctx context.Context, o Options) error {
 		events: make(chan func(), eventBacklog), ctx: ctx,
 		workloads: map[uint64]*workload{}, byPod: map[string]*workload{},
 		unenrollable: map[string]string{}, reported: map[string]string{},
-		searches: map[string]*search{}, ended: map[string]string{}, additions: map[*addition]struct{}{},
+		searches: map[string]*search{}, ended: map[string]ending{}, lingering: map[uint64]string{}, unclaimed: map[uint64]time.Time{}, additions: map[*addition]struct{}{},
 		sessions:  map[*session]struct{}{},
 		closers:   make(chan struct{}, maxClosers),
 		searchers: make(chan struct{}, maxSearches),
@@ -151,7 +163,7 @@ func Run(ctx context.Context, o Options) error {
 		})
 	}
 	start("source", func(ctx context.Context) error {
-		return o.Source.Run(ctx, func(s *source.Snapshot) { a.post(func() { a.apply(s) }) })
+		return o.Source.Run(ctx, a.deliver)
 	})
 	if attached != nil {
 		start("CNI socket", func(ctx context.Context) error { return cni.Serve(ctx, attached, attachments{a}, a.log) })
@@ -159,6 +171,8 @@ func Run(ctx context.Context, o Options) error {
 	start("trust bundle", a.followBundle)
 	start("kubelet", a.followKubelet)
 	start("retirement", a.followRetirement)
+	start("container runtime", a.followSandboxes)
+	start("kernel state", a.followKernel)
 	start("control socket", func(ctx context.Context) error { return a.acceptSessions(ctx, listener) })
 	start("refusals", func(ctx context.Context) error {
 		return path.Refusals(ctx, func(r datapath.Refusal) { a.postOrDrop(func() { a.refused(r) }) })
@@ -227,9 +241,13 @@ func (a *Agent) tick() {
 			a.unresolved = true
 		}
 	}
+	for _, w := range a.workloads {
+		a.replaceLostListeners(w)
+	}
 	if a.snapshot == nil {
 		return
 	}
+	a.dropGone()
 	if a.unresolved {
 		a.enrollPods()
 	}
@@ -263,12 +281,18 @@ type problem struct{ object, err string }
 // reportProblems logs what the source could not use, each when it appears.
 func (a *Agent) reportProblems(all []source.Problem) {
 	now := make(map[problem]struct{}, len(all))
+	fresh := 0
 	for _, p := range all {
 		key := problem{p.Object, p.Err.Error()}
 		if _, known := a.problems[key]; !known {
-			a.log.Error("cannot be used; what was in force stays", "object", p.Object, "error", p.Err)
+			if fresh++; fresh <= maxLoggedProblems {
+				a.log.Error("cannot be used; what was in force stays", "object", p.Object, "error", p.Err)
+			}
 		}
 		now[key] = struct{}{}
+	}
+	if fresh > maxLoggedProblems {
+		a.log.Error("more objects cannot be used", "number", fresh-maxLoggedProblems)
 	}
 	a.problems = now
 }

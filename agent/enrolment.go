@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
@@ -22,10 +23,14 @@ const (
 	maxSearches   = 8
 )
 
-// Locator finds the network namespace of a running pod, by the pod's UID. The caller closes the file; it is proved to
-// be the pod's by its addresses before it is used.
+// Locator knows what the container runtime runs.
 type Locator interface {
-	Netns(ctx context.Context, uid string) (*os.File, error)
+	// Locate finds the network namespace of a running pod, by the pod's UID, and the ID of its sandbox. The caller
+	// closes the file; it is proved to be the pod's by its addresses before it is used. A pod that does not run is
+	// enroll.ErrNotRunning.
+	Locate(ctx context.Context, uid string) (netns *os.File, sandbox string, err error)
+	// Current are the IDs of the sandboxes that run, by the UIDs of their pods.
+	Current(ctx context.Context) (map[string]string, error)
 }
 
 // Reporter is told what becomes of pods. Its methods return at once and are called by one goroutine.
@@ -51,6 +56,7 @@ func (a *Agent) tellUnenrolled(pod *source.Pod) {
 type search struct {
 	uid     string
 	running bool
+	absent  bool // the runtime says that it does not run: there is nothing to enforce
 	next    time.Time
 	wait    time.Duration
 }
@@ -58,7 +64,16 @@ type search struct {
 // wantedPods are the pods of this node that the snapshot wants enrolled.
 func (a *Agent) wantedPods() map[string]*source.Pod {
 	wanted := map[string]*source.Pod{}
+	a.undecided = false
 	for ref, pod := range a.snapshot.Local() {
+		if pod.UID != "" && !a.snapshot.HasNamespace(pod.Namespace) {
+			// The list of namespaces is behind that of pods, and this one may ask for its pods to be enrolled.
+			a.undecided = true
+			if a.byPod[ref] != nil {
+				wanted[ref] = pod
+			}
+			continue
+		}
 		switch d := enroll.Decide(a.snapshot.Namespace(pod.Namespace), pod, a.Enroll); {
 		case d.Enrolled:
 			wanted[ref] = pod
@@ -83,6 +98,9 @@ func (a *Agent) enrollPods() {
 	a.unresolved = false
 	for ref, w := range a.byPod {
 		switch pod := a.wanted[ref]; {
+		case pod == nil && a.Patience > 0 && a.snapshot.LocalPod(ref) == nil:
+			// Deleted by force, perhaps, and still running: the runtime tells when its sandbox ends.
+			a.abandon(w)
 		case pod == nil:
 			a.unenroll(w)
 		case !w.isPlaceOf(pod):
@@ -93,7 +111,6 @@ func (a *Agent) enrollPods() {
 		if a.byPod[ref] != nil || a.hasEnded(pod) {
 			continue
 		}
-		a.unresolved = true
 		if err := a.place(pod); err != nil {
 			a.notEnrolled(pod, err)
 		}
@@ -108,30 +125,56 @@ func (a *Agent) enrollPods() {
 			delete(a.searches, ref)
 		}
 	}
-	for ref, uid := range a.ended {
-		if pod := a.snapshot.LocalPod(ref); pod == nil || pod.UID != uid {
+	for ref, e := range a.ended {
+		if pod := a.snapshot.LocalPod(ref); pod == nil || pod.UID != e.uid {
 			delete(a.ended, ref)
 		}
 	}
 	a.settle()
 }
 
-// hasEnded reports whether the runtime took the pod's sandbox down, which the API server is yet to hear.
+// ending is a sandbox that its runtime took down, which the API server is yet to hear.
+type ending struct {
+	uid       string
+	addresses []netip.Addr
+	at        time.Time
+}
+
+// endingLasts is how long a pod is not looked for after its sandbox ended. One that is still listed then, or with
+// another address, has a new sandbox, perhaps.
+const endingLasts = 5 * time.Second
+
 func (a *Agent) hasEnded(pod *source.Pod) bool {
-	uid, ended := a.ended[pod.Ref()]
-	return ended && uid == pod.UID
+	e, ended := a.ended[pod.Ref()]
+	return ended && e.uid == pod.UID && time.Since(e.at) < endingLasts &&
+		(len(pod.Addresses) == 0 || sameAddresses(pod.Addresses, e.addresses))
+}
+
+// end is what the runtime says of a sandbox: nothing of the pod runs in it any more.
+func (a *Agent) end(w *workload) {
+	a.ended[w.pod.Ref()] = ending{w.pod.UID, w.pod.Addresses, time.Now()}
+	a.unenroll(w)
+}
+
+// abandon gives up a workload whose sandbox may still run: what is enforced stays until the runtime says that it ended,
+// or its network namespace is gone.
+func (a *Agent) abandon(w *workload) {
+	a.lingering[w.id] = w.container
+	a.letGo(w)
 }
 
 // settle finds out whether all wanted pods are in their place, and if so drops what belongs to none of them.
 func (a *Agent) settle() {
+	a.unresolved = false
 	for ref, pod := range a.wanted {
-		if a.byPod[ref] == nil && !a.hasEnded(pod) {
+		s := a.searches[ref]
+		if a.byPod[ref] == nil && !a.hasEnded(pod) && (s == nil || !s.absent) {
 			a.unresolved = true
-			return
 		}
 	}
-	a.unresolved = false
-	a.dropAdopted()
+	if !a.unresolved {
+		a.dropAdopted()
+	}
 }
 
 // place enrols a pod whose namespace has a path, and has the namespace looked for otherwise.
@@ -172,16 +215,16 @@ func (a *Agent) search(pod *source.Pod) {
 		}
 		ctx, cancel := context.WithTimeout(a.ctx, searchTimeout)
 		defer cancel()
-		file, err := a.Locator.Netns(ctx, s.uid)
-		if !a.post(func() { a.found(ref, s, file, err) }) && file != nil {
+		file, sandbox, err := a.Locator.Locate(ctx, s.uid)
+		if !a.post(func() { a.found(ref, s, file, sandbox, err) }) && file != nil {
 			file.Close()
 		}
 	})
 }
 
 // found enrols a pod whose namespace was looked for, if it is still wanted.
-func (a *Agent) found(ref string, s *search, file *os.File, err error) {
-	s.running = false
+func (a *Agent) found(ref string, s *search, file *os.File, sandbox string, err error) {
+	s.running, s.absent = false, errors.Is(err, enroll.ErrNotRunning)
 	s.next, s.wait = time.Now().Add(s.wait), min(2*s.wait, maxSearchWait)
 	pod := a.wanted[ref]
 	if a.searches[ref] != s || pod == nil || pod.SandboxUID() != s.uid || a.byPod[ref] != nil {
@@ -191,21 +234,21 @@ func (a *Agent) found(ref string, s *search, file *os.File, err error) {
 		return
 	}
 	if err == nil {
-		err = a.enrollIn(pod, file)
+		err = a.enrollIn(pod, file, sandbox)
 	}
-	if err != nil {
+	if err != nil && !s.absent {
 		a.notEnrolled(pod, err)
 		return
 	}
 	a.settle()
 }
 
-func (a *Agent) enrollIn(pod *source.Pod, file *os.File) error {
+func (a *Agent) enrollIn(pod *source.Pod, file *os.File, sandbox string) error {
 	netns, err := enroll.NewNetns(file, pod.Addresses)
 	if err != nil {
 		return err
 	}
-	return a.enrollPod(pod, pod, netns, "")
+	return a.enrollPod(pod, pod, netns, sandbox)
 }
 
 func (a *Agent) notEnrolled(pod *source.Pod, err error) {
@@ -246,6 +289,8 @@ func (a *Agent) enrollPod(listed, pod *source.Pod, netns *enroll.Netns, containe
 	delete(a.unenrollable, pod.Ref())
 	delete(a.searches, pod.Ref())
 	delete(a.ended, pod.Ref())
+	delete(a.lingering, cookie)
+	delete(a.unclaimed, cookie)
 	a.keeper.Use(id)
 	a.announce(w)
 	a.closePlaintext(w)
@@ -257,9 +302,12 @@ func (a *Agent) enrollPod(listed, pod *source.Pod, netns *enroll.Netns, containe
 
 // dropAdopted removes what was left of pods that are no more. While the namespace of a wanted pod is not known,
 // any of it may be that pod's protection, and all of it stays. So it does while an object cannot be read, which may
-// be the pod or its Namespace.
+// be the pod or its Namespace, and for a while because what was read may be behind.
 func (a *Agent) dropAdopted() {
-	if a.unresolved || a.snapshot.Incomplete || len(a.additions) > 0 {
+	if a.unresolved || a.undecided || a.snapshot.Incomplete || len(a.additions) > 0 {
+		return
+	}
+	if a.Self != "" && a.snapshot.LocalPod(a.Self) == nil {
 		return
 	}
 	cookies, err := a.path.Workloads()
@@ -268,11 +316,40 @@ func (a *Agent) dropAdopted() {
 		return
 	}
 	for _, cookie := range cookies {
-		if a.workloads[cookie] != nil {
+		if _, lingers := a.lingering[cookie]; lingers || a.workloads[cookie] != nil {
 			continue
 		}
-		if err := a.path.Detach(cookie); err != nil {
-			a.log.Error("adopted workload not removed", "cookie", cookie, "error", err)
+		if _, known := a.unclaimed[cookie]; !known {
+			a.unclaimed[cookie] = time.Now()
+		}
+		if time.Since(a.unclaimed[cookie]) >= a.Patience || a.isGone(cookie) {
+			a.detach(cookie)
 		}
 	}
+}
+
+// dropGone is called now and then: it takes away what was waited for.
+func (a *Agent) dropGone() {
+	for cookie := range a.lingering {
+		if a.isGone(cookie) {
+			a.detach(cookie)
+		}
+	}
+	if len(a.unclaimed) > 0 {
+		a.dropAdopted()
+	}
+}
+
+func (a *Agent) isGone(cookie uint64) bool {
+	gone, err := a.path.Gone(cookie)
+	return err == nil && gone
+}
+
+func (a *Agent) detach(cookie uint64) {
+	if err := a.path.Detach(cookie); err != nil {
+		a.log.Error("workload not removed", "cookie", cookie, "error", err)
+		return
+	}
+	delete(a.lingering, cookie)
+	delete(a.unclaimed, cookie)
 }

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 )
 
@@ -76,8 +78,9 @@ func (a *Agent) exemptKubelet(cgroup *string, next *time.Time) error {
 		*next = now.Add(kubeletLookup)
 		found, err := a.Kubelet()
 		if err != nil {
-			*cgroup = ""
-			return err
+			// What was proved once may be shared by now. It is looked for again soon: it may only be starting anew.
+			*cgroup, *next = "", now.Add(kubeletInterval)
+			return errors.Join(err, a.path.RefuseProbes())
 		}
 		*cgroup = found
 	}
@@ -85,4 +88,67 @@ func (a *Agent) exemptKubelet(cgroup *string, next *time.Time) error {
 		return nil
 	}
 	return a.path.ExemptProbes(*cgroup)
+}
+
+// sandboxInterval is how often the runtime is asked whether pods are still in the sandboxes that are enforced. CNI tells
+// at once; this is for sandboxes that were made while its configuration was somebody else's.
+const sandboxInterval = 15 * time.Second
+
+// followSandboxes notices pods that got another sandbox behind the agent's back.
+func (a *Agent) followSandboxes(ctx context.Context) error {
+	if a.Locator == nil {
+		return nil
+	}
+	tick := time.NewTicker(sandboxInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		question, cancel := context.WithTimeout(ctx, searchTimeout)
+		current, err := a.Locator.Current(question)
+		cancel()
+		if err != nil {
+			a.log.Debug("container runtime not asked", "error", err)
+			continue
+		}
+		a.post(func() { a.checkSandboxes(current) })
+	}
+}
+
+func (a *Agent) checkSandboxes(current map[string]string) {
+	moved := false
+	for _, w := range a.byPod {
+		id, runs := current[w.pod.SandboxUID()]
+		if !runs || w.container == "" || id == w.container {
+			continue
+		}
+		a.log.Warn("pod has another sandbox than the one that is enforced", "workload", w.pod.Ref())
+		a.abandon(w)
+		moved = true
+	}
+	if moved {
+		a.enrollPods()
+	}
+}
+
+// kernelInterval is how often the agent looks whether what it attached is still there.
+const kernelInterval = time.Minute
+
+// followKernel ends the agent when somebody took its programs or pins away: the next one makes them anew.
+func (a *Agent) followKernel(ctx context.Context) error {
+	tick := time.NewTicker(kernelInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := a.path.Intact(); err != nil {
+				return fmt.Errorf("somebody took away what enforces here: %w", err)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }

@@ -118,14 +118,13 @@ func (a *Agent) indexPolicies(c *source.Changes) {
 // outside of them.
 func (a *Agent) capture(c *source.Changes) {
 	const key = "captured addresses"
-	if !a.findOutside(c) && !a.incomplete {
-		return
+	var err error
+	if c.All || c.Ranges || a.outside == nil {
+		err = a.captureAll()
+	} else if add, remove := a.outsideChanges(c); len(add)+len(remove) > 0 {
+		err = a.path.UpdateCaptured(add, remove)
 	}
-	prefixes := a.ranges()
-	for address := range a.outside {
-		prefixes = append(prefixes, netip.PrefixFrom(address, address.BitLen()))
-	}
-	if err := a.path.SetCaptured(prefixes); err != nil {
+	if err != nil {
 		a.incomplete = true
 		a.reportOnce(key, err)
 		return
@@ -135,33 +134,39 @@ func (a *Agent) capture(c *source.Changes) {
 
 func (a *Agent) ranges() []netip.Prefix { return slices.Concat(a.MeshRanges, a.snapshot.Ranges) }
 
-// findOutside keeps the known addresses that no range holds, and reports whether what is captured changed.
-func (a *Agent) findOutside(c *source.Changes) (changed bool) {
+func inRanges(ranges []netip.Prefix, address netip.Addr) bool {
+	return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(address) })
+}
+
+func (a *Agent) captureAll() error {
 	ranges := a.ranges()
-	inRange := func(address netip.Addr) bool {
-		return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(address) })
-	}
-	if c.All || c.Ranges || a.outside == nil {
-		a.outside = map[netip.Addr]struct{}{}
-		for address := range a.snapshot.Addresses() {
-			if !inRange(address) {
-				a.outside[address] = struct{}{}
-			}
+	prefixes := slices.Clone(ranges)
+	a.outside = map[netip.Addr]struct{}{}
+	for address := range a.snapshot.Addresses() {
+		if !inRanges(ranges, address) {
+			a.outside[address] = struct{}{}
+			prefixes = append(prefixes, netip.PrefixFrom(address, address.BitLen()))
 		}
-		return true
 	}
+	return a.path.SetCaptured(prefixes)
+}
+
+// outsideChanges keeps the known addresses that no range holds, and returns which came and went.
+func (a *Agent) outsideChanges(c *source.Changes) (add, remove []netip.Prefix) {
+	ranges := a.ranges()
 	for address := range c.Addresses {
+		single := netip.PrefixFrom(address, address.BitLen())
 		_, was := a.outside[address]
-		switch is := !inRange(address) && a.snapshot.Known(address); {
+		switch is := !inRanges(ranges, address) && a.snapshot.Known(address); {
 		case is && !was:
 			a.outside[address] = struct{}{}
-			changed = true
+			add = append(add, single)
 		case was && !is:
 			delete(a.outside, address)
-			changed = true
+			remove = append(remove, single)
 		}
 	}
-	return changed
+	return add, remove
 }
 
 // wantedModes is what the policies say. Where one of them could not be read, nothing becomes looser than

@@ -43,7 +43,8 @@ func (a *Agent) route(s *session, r *control.RouteRequest) {
 		delete(s.routes, d)
 		return
 	}
-	if _, again := s.routes[d]; !again && len(s.routes) >= maxRoutes {
+	_, again := s.routes[d]
+	if !again && len(s.routes) >= maxRoutes {
 		a.log.Warn("tunnel asked for too many routes", "most", maxRoutes)
 		return
 	}
@@ -53,9 +54,21 @@ func (a *Agent) route(s *session, r *control.RouteRequest) {
 		s.send(routeMessage(answer))
 		return
 	}
+	if _, waits := s.unknown[d]; waits {
+		return // the answer is under way
+	}
+	if again {
+		s.send(routeMessage(answer)) // it was waited for already
+		return
+	}
+	if s.unknown == nil {
+		s.unknown = map[destination]struct{}{}
+	}
+	s.unknown[d] = struct{}{}
 	// Not now: enrolment or a pod's address may be a moment behind.
 	time.AfterFunc(unknownWait, func() {
 		a.post(func() {
+			delete(s.unknown, d)
 			// Before the first snapshot there is nothing to say: the answer follows with it.
 			if _, asked := s.routes[d]; !asked || a.snapshot == nil {
 				return
@@ -193,6 +206,9 @@ func sample(all []netip.AddrPort) []netip.AddrPort {
 func (a *Agent) serves(service *source.Service, to netip.AddrPort) bool {
 	if !slices.Contains(service.External, to.Addr().Unmap()) {
 		return true
+	}
+	if a.snapshot.PodByAddress(to.Addr()) != nil {
+		return false // anybody may write a pod's address into a Service of his own
 	}
 	return slices.ContainsFunc(service.Ports, func(p source.ServicePort) bool { return p.Port == to.Port() })
 }

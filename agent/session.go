@@ -35,6 +35,8 @@ type session struct {
 	queue  chan outgoing
 	gone   chan struct{}
 	routes map[destination]*control.Route
+	// unknown are destinations that nothing explains yet, for which the answer waits a moment.
+	unknown map[destination]struct{}
 
 	waiting atomic.Int64 // sockets in the queue
 }
@@ -49,6 +51,7 @@ type outgoing struct {
 	message *control.FromAgent
 	files   []*os.File
 	release func()
+	sent    func() // if any, runs when it was sent
 }
 
 func (o outgoing) done() {
@@ -151,6 +154,9 @@ func (a *Agent) write(ctx context.Context, s *session) {
 		case o := <-s.queue:
 			err := s.conn.Send(o.message, o.files...)
 			o.done()
+			if err == nil && o.sent != nil {
+				o.sent()
+			}
 			if err != nil {
 				a.log.Warn("tunnel cannot be told", "error", err)
 				return
@@ -187,23 +193,18 @@ func (a *Agent) read(s *session) {
 
 // welcome tells a tunnel everything.
 func (a *Agent) welcome(s *session, hello *control.Hello) {
+	if _, again := a.sessions[s]; again {
+		a.log.Warn("tunnel greets twice: disconnected")
+		s.conn.Close()
+		return
+	}
 	if hello.Version != protocolVersion {
 		a.log.Error("tunnel speaks another version", "tunnel", hello.Version, "agent", protocolVersion)
 		s.conn.Close()
 		return
 	}
-	accepted, delivery, err := a.path.TunnelMaps()
-	if err != nil {
-		a.log.Error("tunnel's maps", "error", err)
-		s.conn.Close()
-		return
-	}
-	files := []*os.File{accepted, delivery}
-	s.send(outgoing{
-		message: &control.FromAgent{Message: &control.FromAgent_Welcome{Welcome: &control.Welcome{
-			Version: protocolVersion, Node: a.Node, TrustDomain: a.TrustDomain.Name()}}},
-		files: files, release: func() { closeFiles(files) },
-	})
+	s.send(outgoing{message: &control.FromAgent{Message: &control.FromAgent_Welcome{Welcome: &control.Welcome{
+		Version: protocolVersion, Node: a.Node, TrustDomain: a.TrustDomain.Name()}}}})
 	s.send(bundleMessage(a.keeper.Bundle()))
 	a.sessions[s] = struct{}{}
 	for _, svid := range a.keeper.Current() {
@@ -249,6 +250,7 @@ func (a *Agent) announceTo(s *session, w *workload) {
 	s.send(outgoing{
 		message: &control.FromAgent{Message: &control.FromAgent_Workload{Workload: m}},
 		files:   files, release: func() { closeFiles(files) },
+		sent: func() { a.post(func() { a.installListeners(w) }) },
 	})
 }
 

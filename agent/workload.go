@@ -41,6 +41,9 @@ type workload struct {
 type listener struct {
 	slot   datapath.ListenerSlot
 	socket *net.TCPListener
+	// waits says that a predecessor's listener, which a tunnel still holds, is in the kernel's map: it stays there until
+	// a tunnel has this one as well, or connections would be lost if this agent ended before.
+	waits bool
 }
 
 func (l listener) kind() control.ListenerKind {
@@ -133,12 +136,51 @@ func (a *Agent) listen(w *workload) error {
 		if err != nil {
 			return err
 		}
-		w.listeners = append(w.listeners, listener{s.slot, socket})
+		inherited, err := a.path.HasListener(w.id, s.slot)
+		if err != nil {
+			socket.Close()
+			return err
+		}
+		w.listeners = append(w.listeners, listener{s.slot, socket, inherited})
+		if inherited {
+			continue
+		}
 		if err := a.path.SetListener(w.id, s.slot, socket); err != nil {
 			return fmt.Errorf("listener: %w", err)
 		}
 	}
 	return nil
+}
+
+// installListeners puts the listeners that waited in their place, once a tunnel has them.
+func (a *Agent) installListeners(w *workload) {
+	if a.workloads[w.id] != w {
+		return
+	}
+	for i := range w.listeners {
+		l := &w.listeners[i]
+		if !l.waits {
+			continue
+		}
+		if err := a.path.SetListener(w.id, l.slot, l.socket); err != nil {
+			a.reportOnce("listener of "+w.pod.Ref(), err)
+			continue
+		}
+		l.waits = false
+	}
+}
+
+// replaceLostListeners is for inherited listeners whose last holder ended before a tunnel took the new ones.
+func (a *Agent) replaceLostListeners(w *workload) {
+	for i := range w.listeners {
+		if !w.listeners[i].waits {
+			continue
+		}
+		if there, err := a.path.HasListener(w.id, w.listeners[i].slot); err != nil || !there {
+			a.installListeners(w)
+			return
+		}
+	}
 }
 
 // unenroll returns the pod to plain networking.

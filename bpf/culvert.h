@@ -80,7 +80,7 @@ struct redirect_key {
 	__u32 pad;
 };
 
-/* What the tunnel writes on a socket before it connects it to a client's address. */
+/* What a bind of the tunnel's leaves on a socket, before it connects it to a client's address. */
 struct delivery {
 	__u16 port; /* the application's */
 	__u16 pad;

@@ -17,6 +17,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/agent"
 	"github.com/culvert-mesh/culvert/agent/datapath"
+	"github.com/culvert-mesh/culvert/agent/enroll"
 	"github.com/culvert-mesh/culvert/agent/enroll/cni"
 	"github.com/culvert-mesh/culvert/agent/identity"
 	"github.com/culvert-mesh/culvert/agent/identity/ca"
@@ -39,15 +40,42 @@ func (p published) Run(ctx context.Context, publish func(*source.Snapshot)) erro
 	}
 }
 
-// runtimeOf answers where the pod of a UID is, as a container runtime would.
-type runtimeOf map[string]string
+// sandboxes answers where the pod of a UID is, as a container runtime would.
+type sandboxes struct {
+	mu  sync.Mutex
+	all map[string]sandbox
+}
 
-func (r runtimeOf) Netns(_ context.Context, uid string) (*os.File, error) {
-	path, ok := r[uid]
+type sandbox struct {
+	id  string
+	pod *lab.Pod
+}
+
+func (s *sandboxes) set(uid, id string, pod *lab.Pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all[uid] = sandbox{id, pod}
+}
+
+func (s *sandboxes) Locate(_ context.Context, uid string) (*os.File, string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found, ok := s.all[uid]
 	if !ok {
-		return nil, errors.New("no such sandbox")
+		return nil, "", enroll.ErrNotRunning
 	}
-	return os.Open(path)
+	f, err := os.Open(found.pod.NetnsPath)
+	return f, found.id, err
+}
+
+func (s *sandboxes) Current(context.Context) (map[string]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := map[string]string{}
+	for uid, found := range s.all {
+		ids[uid] = found.id
+	}
+	return ids, nil
 }
 
 // told keeps what the agent reports of pods.
@@ -80,7 +108,7 @@ type attaching struct {
 	pod, twin *lab.Pod
 	index     *source.Index
 	source    published
-	runtime   runtimeOf
+	runtime   *sandboxes
 	told      *told
 	socket    string
 	retiring  chan struct{}
@@ -98,7 +126,7 @@ func startAttaching(t *testing.T) *attaching {
 			t.Error(err)
 		}
 	})
-	a := &attaching{t: t, index: source.NewIndex("node"), retiring: make(chan struct{}), source: make(published), runtime: runtimeOf{}, told: &told{last: map[string]string{}}}
+	a := &attaching{t: t, index: source.NewIndex("node"), retiring: make(chan struct{}), source: make(published), runtime: &sandboxes{all: map[string]sandbox{}}, told: &told{last: map[string]string{}}}
 	if a.node, err = l.AddNode("node"); err != nil {
 		t.Fatal(err)
 	}
@@ -118,9 +146,29 @@ func startAttaching(t *testing.T) *attaching {
 			t.Error(err)
 		}
 	})
-	a.index.SetNamespace(&source.Namespace{Name: "n", Labels: map[string]string{"istio.io/dataplane-mode": "ambient"}})
-	a.index.SetPolicies("n", []policy.PeerAuthentication{{Namespace: "n", Name: "strict", Mode: policy.Strict}})
+	a.ambient()
+	a.strict()
 	return a
+}
+
+func (a *attaching) ambient() {
+	a.index.SetNamespace(&source.Namespace{Name: "n", Labels: map[string]string{"istio.io/dataplane-mode": "ambient"}})
+}
+
+func (a *attaching) strict() {
+	a.index.SetPolicies("n", []policy.PeerAuthentication{{Namespace: "n", Name: "strict", Mode: policy.Strict}})
+}
+
+// restart is an agent that finds what its predecessor left, and a source that begins anew.
+func (a *attaching) restart() {
+	a.t.Helper()
+	a.stop()
+	a.mustRefuse(a.pod)
+	a.told.set(&source.Pod{Namespace: "n", Name: "pod"}, "")
+	a.index = source.NewIndex("node")
+	a.ambient()
+	a.strict()
+	a.startAgent()
 }
 
 func (a *attaching) datapath() datapath.Options {
@@ -138,10 +186,10 @@ func (a *attaching) startAgent() {
 	done := make(chan error, 1)
 	go func() {
 		done <- agent.Run(ctx, agent.Options{
-			Node: "node", Source: a.source, TrustDomain: domain, Datapath: a.datapath(), TunnelUID: 65534,
+			Node: "node", Source: a.source, TrustDomain: domain, Datapath: a.datapath(), TunnelUID: 61508,
 			Issuer:      &identity.InProcess{Authority: authority, Life: time.Hour},
 			ControlPath: filepath.Join(a.node.Dir, "control.sock"), CNIPath: a.socket,
-			Retiring: a.retiring, Locator: a.runtime, Reporter: a.told, Logger: slog.New(slog.DiscardHandler),
+			Retiring: a.retiring, Patience: time.Minute, Locator: a.runtime, Reporter: a.told, Logger: slog.New(slog.DiscardHandler),
 		})
 	}()
 	a.stop = func() {
@@ -280,16 +328,15 @@ func TestRunningPodIsFoundThroughItsRuntime(t *testing.T) {
 	a := startAttaching(t)
 	a.list("1")
 	a.mustEnroll("1", "c1", a.pod)
-	a.stop()
-	a.mustRefuse(a.pod)
-	a.runtime["1"] = a.pod.NetnsPath
-	a.index = source.NewIndex("node")
-	a.index.SetNamespace(&source.Namespace{Name: "n", Labels: map[string]string{"istio.io/dataplane-mode": "ambient"}})
-	a.index.SetPolicies("n", []policy.PeerAuthentication{{Namespace: "n", Name: "strict", Mode: policy.Strict}})
-	a.told.set(&source.Pod{Namespace: "n", Name: "pod"}, "")
-	a.startAgent()
+	a.runtime.set("1", "c1", a.pod)
+	a.restart()
 	a.list("1", a.pod.IP4, a.pod.IP6)
 	eventually(t, "the pod is enrolled", func() bool { return a.told.of("n/pod") == "enrolled" })
+	a.mustRefuse(a.pod)
+	// The end of an earlier sandbox, which the runtime tells late, is not that of the one that runs.
+	if _, err := a.call(time.Second, cni.Delete, "1", "c0", nil); err != nil {
+		t.Fatal(err)
+	}
 	a.mustRefuse(a.pod)
 
 	a.index.SetNamespace(&source.Namespace{Name: "n"})
@@ -315,7 +362,7 @@ func TestNamespaceThatIsNotThePodsIsNotEnrolled(t *testing.T) {
 	if err != nil || answer.Error == nil || answer.Enrolled {
 		t.Fatalf("ADD of the agent's own namespace: %+v, %v", answer, err)
 	}
-	a.runtime["1"] = a.twin.NetnsPath
+	a.runtime.set("1", "c1", a.twin)
 	a.list("1", a.pod.IP4)
 	eventually(t, "it is said why", func() bool {
 		s := a.told.of("n/pod")
@@ -358,5 +405,67 @@ func TestNoPodWaitsForAnAgentThatIsBeingUninstalled(t *testing.T) {
 		if err != nil || answer.Error != nil || answer.Enrolled {
 			t.Fatalf("ADD: %+v, %v", answer, err)
 		}
+	}
+}
+
+// A pod that is no object any more, deleted by force perhaps, may still run.
+func TestPodThatIsNoObjectAnyMoreStaysEnforcedUntilItsSandboxEnds(t *testing.T) {
+	a := startAttaching(t)
+	a.list("1")
+	a.mustEnroll("1", "c1", a.pod)
+	a.index.DeletePod("n", "pod")
+	a.publish()
+	time.Sleep(time.Second)
+	a.mustRefuse(a.pod)
+	if _, err := a.call(time.Second, cni.Delete, "1", "c1", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.open(a.pod); err != nil {
+		t.Errorf("its sandbox has ended: %v", err)
+	}
+}
+
+// A sandbox whose start nobody told of is found when the pod is still listed some time after its last one ended.
+func TestSandboxThatWasNotToldOfIsFound(t *testing.T) {
+	a := startAttaching(t)
+	a.list("1")
+	a.mustEnroll("1", "c1", a.pod)
+	a.list("1", a.pod.IP4, a.pod.IP6)
+	if _, err := a.call(time.Second, cni.Delete, "1", "c1", nil); err != nil {
+		t.Fatal(err)
+	}
+	a.runtime.set("1", "c2", a.twin)
+	a.list("1", a.twin.IP4, a.twin.IP6)
+	eventually(t, "the new sandbox is enforced", func() bool { return errors.Is(a.open(a.twin), unix.ECONNREFUSED) })
+}
+
+// After a restart, lists may be behind one another: what was enforced stays.
+func TestListsThatAreBehindOpenNothing(t *testing.T) {
+	for name, begin := range map[string]func(a *attaching){
+		"of namespaces": func(a *attaching) {
+			a.index.DeleteNamespace("n")
+			a.list("1", a.pod.IP4, a.pod.IP6)
+		},
+		"of pods": func(a *attaching) {
+			a.index.SetPod(&source.Pod{Namespace: "n", Name: "other", UID: "2", Node: "elsewhere"})
+			a.publish()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := startAttaching(t)
+			a.list("1")
+			a.mustEnroll("1", "c1", a.pod)
+			a.runtime.set("1", "c1", a.pod)
+			a.restart()
+			begin(a)
+			for range 4 {
+				time.Sleep(300 * time.Millisecond)
+				a.mustRefuse(a.pod)
+			}
+			a.ambient()
+			a.list("1", a.pod.IP4, a.pod.IP6)
+			eventually(t, "the pod is enrolled", func() bool { return a.told.of("n/pod") == "enrolled" })
+			a.mustRefuse(a.pod)
+		})
 	}
 }

@@ -77,13 +77,8 @@ func (t *tunnel) deliverOnce(ctx context.Context, w *workload, pod netip.Addr, p
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	if err := bindPort(f, pod); err != nil {
-		return nil, err
-	}
-	err = onSocket(f, func(fd int) error {
-		return t.redirection.use(func(r Redirection) error { return r.Deliver(fd, port) })
-	})
-	if err != nil {
+	app := netip.AddrPortFrom(pod, port)
+	if err := onSocket(f, func(fd int) error { return t.Redirection.Deliver(fd, app) }); err != nil {
 		return nil, err
 	}
 	return connectSocket(ctx, f, client)

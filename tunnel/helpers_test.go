@@ -85,7 +85,7 @@ type fakeRedirection struct {
 	destinations map[netip.AddrPort]netip.AddrPort
 }
 
-func (f *fakeRedirection) OriginalDestination(c *net.TCPConn) (netip.AddrPort, error) {
+func (f *fakeRedirection) OriginalDestination(c *net.TCPConn, _ []netip.Addr) (netip.AddrPort, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	d, ok := f.destinations[addrPort(c.LocalAddr())]
@@ -95,23 +95,16 @@ func (f *fakeRedirection) OriginalDestination(c *net.TCPConn) (netip.AddrPort, e
 	return d, nil
 }
 
-func (f *fakeRedirection) Deliver(fd int, port uint16) error {
-	name, err := unix.Getsockname(fd)
-	if err != nil {
+func (f *fakeRedirection) Deliver(fd int, app netip.AddrPort) error {
+	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(app.Addr(), 0))); err != nil {
 		return err
 	}
-	in4, ok := name.(*unix.SockaddrInet4)
-	if !ok {
-		return errors.New("not IPv4")
-	}
-	err = unix.Connect(fd, &unix.SockaddrInet4{Addr: in4.Addr, Port: int(port)})
+	err := unix.Connect(fd, sockaddr(app))
 	if errors.Is(err, unix.EINPROGRESS) {
 		return nil
 	}
 	return err
 }
-
-func (f *fakeRedirection) Close() error { return nil }
 
 // node is one tunnel with its agent and pods.
 type node struct {
@@ -208,8 +201,8 @@ func (n *node) start() {
 	go func() {
 		done <- Run(ctx, Options{
 			ControlPath: n.path, DrainTimeout: 100 * time.Millisecond, AgentGrace: time.Second, SameNode: n.sameNode,
-			Redirect: func(files []*os.File) (Redirection, error) { control.CloseFiles(files); return n.redirection, nil },
-			Logger:   slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			Redirection: n.redirection,
+			Logger:      slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		})
 	}()
 	n.stop = sync.OnceValue(func() error {

@@ -22,19 +22,15 @@ const streamTimeout = 25 * time.Second
 func (t *tunnel) outbound(w *workload, app *net.TCPConn) {
 	defer func() { <-w.relays }()
 	client := addrPort(app.RemoteAddr())
-	var destination netip.AddrPort
-	err := t.redirection.use(func(r Redirection) (err error) {
-		destination, err = r.OriginalDestination(app)
-		return err
-	})
+	s := w.spec.Load()
+	destination, err := t.Redirection.OriginalDestination(app, s.addresses)
 	if err != nil {
 		reset(app)
 		t.noise.log(t.log, slog.LevelWarn, "connection reset: original destination unknown",
-			"workload", w.spec.Load().name, "source.addr", client.String(), "error", err)
+			"workload", s.name, "source.addr", client.String(), "error", err)
 		return
 	}
 	destination = netip.AddrPortFrom(destination.Addr().Unmap(), destination.Port())
-	s := w.spec.Load()
 	r := &record{
 		log: t.log, direction: "outbound", start: time.Now(),
 		source:      party{workload: s.name, identity: s.identity.String(), address: client},

@@ -33,14 +33,14 @@ const (
 	budgetBytes   = 256 << 20
 )
 
-// Redirection reads and writes the kernel's side of a redirected connection.
+// Redirection is the kernel's side of a redirected connection. All methods may be called at the same time.
 type Redirection interface {
-	// OriginalDestination is where the application wanted to go.
-	OriginalDestination(*net.TCPConn) (netip.AddrPort, error)
-	// Deliver prepares a bound socket, which is then connected to the client's address, to reach the
-	// pod's own port instead.
-	Deliver(fd int, appPort uint16) error
-	Close() error
+	// OriginalDestination is where the application wanted to go that opened a connection of the pod with the addresses
+	// own.
+	OriginalDestination(c *net.TCPConn, own []netip.Addr) (netip.AddrPort, error)
+	// Deliver binds a socket, which is then connected to the client's address, to reach the pod's own address and port
+	// app instead. After an error the socket must not be connected.
+	Deliver(fd int, app netip.AddrPort) error
 }
 
 // SameNodeMode says how two pods of this node are joined.
@@ -53,9 +53,8 @@ const (
 
 // Options of Run.
 type Options struct {
-	ControlPath string
-	// Redirect makes a Redirection of the descriptors of the agent's Welcome, which it owns from then on.
-	Redirect     func(files []*os.File) (Redirection, error)
+	ControlPath  string
+	Redirection  Redirection
 	Logger       *slog.Logger // nil discards
 	SameNode     SameNodeMode
 	DrainTimeout time.Duration // how long open connections may go on after the end (5 s)
@@ -79,9 +78,8 @@ type tunnel struct {
 	soft   context.Context // ends when no new work is taken
 	hard   context.Context // ends when open connections must end
 
-	redirection redirectionHolder
-	deliveries  deliveries
-	noise       noise
+	deliveries deliveries
+	noise      noise
 
 	mu        sync.RWMutex
 	workloads map[uint64]*workload
@@ -92,7 +90,7 @@ type tunnel struct {
 // Run serves until ctx ends, then lets open connections finish for a while, and returns once everything
 // it started has ended. It reconnects to the agent for ever.
 func Run(ctx context.Context, options Options) error {
-	if options.ControlPath == "" || options.Redirect == nil {
+	if options.ControlPath == "" || options.Redirection == nil {
 		return errors.New("tunnel: control path and redirection are required")
 	}
 	hard, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -105,7 +103,7 @@ func Run(ctx context.Context, options Options) error {
 	t.group.Wait() // nothing is accepted any more
 	t.drain(cancel)
 	t.pool.close()
-	return t.redirection.close()
+	return nil
 }
 
 func newTunnel(soft, hard context.Context, options Options) *tunnel {
@@ -190,34 +188,3 @@ func (t *tunnel) accept(w *workload, kind control.ListenerKind, l *net.TCPListen
 		t.open.Go(func() { serve(w, c) })
 	}
 }
-
-// redirectionHolder lets a new agent's Redirection take the place of the old one, which is closed once
-// nobody uses it.
-type redirectionHolder struct {
-	mu      sync.RWMutex
-	current Redirection
-}
-
-var errNoRedirection = errors.New("no agent has been heard of yet")
-
-func (h *redirectionHolder) set(r Redirection) error {
-	h.mu.Lock()
-	old := h.current
-	h.current = r
-	h.mu.Unlock()
-	if old == nil {
-		return nil
-	}
-	return old.Close()
-}
-
-func (h *redirectionHolder) use(do func(Redirection) error) error {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	if h.current == nil {
-		return errNoRedirection
-	}
-	return do(h.current)
-}
-
-func (h *redirectionHolder) close() error { return h.set(nil) }

@@ -155,19 +155,12 @@ func (t *tunnel) handle(ctx context.Context, wg *sync.WaitGroup, s *session, m *
 }
 
 func (t *tunnel) welcome(ctx context.Context, wg *sync.WaitGroup, s *session, m *control.Welcome, files []*os.File) error {
+	control.CloseFiles(files) // none is of use
 	if m.GetVersion() != control.Version {
-		control.CloseFiles(files)
 		return fmt.Errorf("agent speaks version %d, want %d", m.GetVersion(), control.Version)
 	}
-	redirection, err := t.Redirect(files)
-	if err != nil {
-		return fmt.Errorf("redirection: %w", err)
-	}
 	if err := t.ids.welcome(m); err != nil {
-		return errors.Join(err, redirection.Close())
-	}
-	if err := t.redirection.set(redirection); err != nil {
-		t.log.Warn("old redirection not closed", "error", err)
+		return err
 	}
 	s.welcome = true
 	t.tellSession(true)

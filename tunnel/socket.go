@@ -15,27 +15,17 @@ import (
 const connectTimeout = 10 * time.Second
 
 // bindAddress binds a socket of the reserve to an address. The port is chosen at connect, so that it needs
-// to be unique only among connections to the same peer.
+// to be unique only among connections to the same peer. A bind to a port would ask for a delivery.
 func bindAddress(f *os.File, source netip.Addr) error {
 	return onSocket(f, func(fd int) error {
 		if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
 			return fmt.Errorf("bind without port: %w", err)
 		}
-		return bind(fd, source)
+		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(source, 0))); err != nil {
+			return fmt.Errorf("bind %s: %w", source, err)
+		}
+		return nil
 	})
-}
-
-// bindPort binds a socket of the reserve to an address and a port of the kernel's choice. A delivery needs it: the
-// kernel registers it in the connect hook, under a port that must be known by then.
-func bindPort(f *os.File, source netip.Addr) error {
-	return onSocket(f, func(fd int) error { return bind(fd, source) })
-}
-
-func bind(fd int, source netip.Addr) error {
-	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(source, 0))); err != nil {
-		return fmt.Errorf("bind %s: %w", source, err)
-	}
-	return nil
 }
 
 // connectSocket connects a socket and turns it into a connection. The caller closes f in any case.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,22 @@ import (
 )
 
 func later() time.Time { return time.Now().Add(time.Hour) }
+
+// TestWelcomeWithDescriptors: those that an agent of another version sends along are closed, and the tunnel works.
+func TestWelcomeWithDescriptors(t *testing.T) {
+	ca := newAuthority(t, "cluster.local")
+	n := newNode(t, ca)
+	here, there, err := os.Pipe()
+	must(t, err)
+	defer func() { _ = here.Close() }()
+	n.files[0] = []*os.File{there}
+	n.start()
+	must(t, there.Close())
+	must(t, here.SetReadDeadline(time.Now().Add(5*time.Second)))
+	if _, err := here.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("%v, want the other end to be closed everywhere", err)
+	}
+}
 
 // TestCarry runs one connection through each kind of route, and through mTLS between two tunnels with what
 // may be wrong about it.

@@ -27,7 +27,6 @@ func readLine(fd int) (string, error) {
 // Few source ports, quickly used again, half of them after a reset: the case in which a destination could be mixed up.
 func TestRedirectsUnderChurn(t *testing.T) {
 	l := newLab(t, modes(policy.Strict, nil))
-	f := l.flows()
 	v4, _ := l.outbound()
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -36,7 +35,7 @@ func TestRedirectsUnderChurn(t *testing.T) {
 			if err != nil {
 				return
 			}
-			if to, err := f.OriginalDestination(c); err == nil {
+			if to, err := destination(c); err == nil {
 				fmt.Fprintln(c, to)
 			}
 			c.Close()

@@ -1,7 +1,7 @@
 // Package datapath loads the BPF programs, pins and adopts them, attaches them to pods and is the only writer of the
 // policy maps. What it pins keeps working when its process is gone: a STRICT port stays STRICT.
 //
-// Locks: Datapath.mu guards every write to the maps and the modes kept beside them; nothing else is locked.
+// Locks: Datapath.mu guards every write to the maps and what is kept beside them; nothing else is locked.
 package datapath
 
 import (
@@ -16,7 +16,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/bpf"
 	"github.com/culvert-mesh/culvert/policy"
@@ -34,8 +33,10 @@ type Datapath struct {
 
 	lookup, deliver *ebpf.CollectionSpec
 
-	mu    sync.Mutex
-	modes map[uint64]policy.Modes
+	mu       sync.Mutex
+	modes    map[uint64]policy.Modes
+	captured *captured
+	attached map[uint64]struct{} // what Attach finished and Detach did not begin
 }
 
 // Open loads the node's programs, or adopts what an earlier process pinned and puts the programs of this one in its
@@ -56,17 +57,17 @@ func open(o Options) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{log: o.Logger, layout: newLayout(o.BPFFS), cgroup: cgroup, modes: map[uint64]policy.Modes{}}
+	d := &Datapath{
+		log: o.Logger, layout: newLayout(o.BPFFS), cgroup: cgroup,
+		modes: map[uint64]policy.Modes{}, attached: map[uint64]struct{}{},
+	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
 	if err := d.layout.refuseOthers(); err != nil {
 		return nil, err
 	}
-	if err := d.layout.create(); err != nil {
-		return nil, err
-	}
-	if d.lock, err = d.layout.lock(); err != nil {
+	if d.lock, err = d.layout.makeAndLock(); err != nil {
 		return nil, err
 	}
 	if err := d.load(cgroup); err != nil {
@@ -76,7 +77,10 @@ func open(o Options) (*Datapath, error) {
 }
 
 func (d *Datapath) load(cgroup string) error {
-	var err error
+	err := d.layout.create()
+	if err != nil {
+		return err
+	}
 	if d.lookup, err = bpf.LoadLookup(); err != nil {
 		return err
 	}
@@ -87,6 +91,9 @@ func (d *Datapath) load(cgroup string) error {
 		return err
 	}
 	if err := d.readModes(); err != nil {
+		return err
+	}
+	if d.captured, err = readCaptured(d.maps.Captured); err != nil {
 		return err
 	}
 	return d.attachNode(cgroup)
@@ -193,31 +200,4 @@ func (d *Datapath) Exempt(fd int) error {
 		return fmt.Errorf("exempt socket %d: %w", fd, err)
 	}
 	return nil
-}
-
-// TunnelMaps returns what the unprivileged tunnel needs, for package flows: the original destinations of accepted
-// sockets, only to be read, and the deliveries it asks for, only to be written. The files are the caller's.
-func (d *Datapath) TunnelMaps() (accepted, delivery *os.File, err error) {
-	accepted, err = d.mapFile(bpf.MapsMapAcceptedDestination, &ebpf.LoadPinOptions{ReadOnly: true})
-	if err != nil {
-		return nil, nil, err
-	}
-	delivery, err = d.mapFile(bpf.MapsMapDelivery, &ebpf.LoadPinOptions{WriteOnly: true})
-	if err != nil {
-		return nil, nil, errors.Join(err, accepted.Close())
-	}
-	return accepted, delivery, nil
-}
-
-func (d *Datapath) mapFile(name string, o *ebpf.LoadPinOptions) (*os.File, error) {
-	m, err := ebpf.LoadPinnedMap(d.layout.mapPin(name), o)
-	if err != nil {
-		return nil, fmt.Errorf("map %s: %w", name, err)
-	}
-	defer m.Close()
-	fd, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, fmt.Errorf("map %s: %w", name, err)
-	}
-	return os.NewFile(uintptr(fd), name), nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/culvert-mesh/culvert/agent/datapath/flows"
 	"github.com/culvert-mesh/culvert/bpf"
 	"github.com/culvert-mesh/culvert/policy"
 )
@@ -33,8 +34,7 @@ func (l *lab) deliverySocket(client netip.AddrPort, app uint16) int {
 	}
 	fd := l.socket(l.pod, family)
 	must(l.t, l.d.Exempt(fd))
-	must(l.t, unix.Bind(fd, sockaddr(port(own, 0))))
-	must(l.t, l.flows().Deliver(fd, app))
+	must(l.t, flows.Flows{}.Deliver(fd, port(own, app)))
 	return fd
 }
 
@@ -228,9 +228,12 @@ func TestDeliveriesThatFailLeaveNothing(t *testing.T) {
 	fd := l.socket(l.pod, unix.AF_INET)
 	defer unix.Close(fd)
 	must(t, l.d.Exempt(fd))
-	must(t, l.flows().Deliver(fd, 7))
+	must(t, unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1))
+	if err := (flows.Flows{}).Deliver(fd, port(pod4, 7)); !errors.Is(err, flows.ErrNotTaken) {
+		t.Errorf("a socket without a port is ready to deliver: %v", err)
+	}
 	if err := unix.Connect(fd, sockaddr(port(client4, 1))); !errors.Is(err, unix.EADDRNOTAVAIL) {
-		t.Errorf("a delivery of an unbound socket: %v", err)
+		t.Errorf("a delivery of a socket without a port: %v", err)
 	}
 	l.noDeliveries()
 }

@@ -17,6 +17,7 @@ import (
 func (d *Datapath) Detach(cookie uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	delete(d.attached, cookie)
 	errs := []error{ignoreMissing(d.maps.Workloads.Delete(cookie)), detachAll(d.layout.pod(cookie))}
 	for slot := OutboundIPv4; slot <= HBONEIPv6; slot++ {
 		k := bpf.MapsListenerKey{Cookie: cookie, Slot: uint32(slot)}

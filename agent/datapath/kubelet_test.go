@@ -354,6 +354,7 @@ func TestCgroupThatIsNotTheKubeletsAlone(t *testing.T) {
 
 func TestUninstallTakesTheProbesToo(t *testing.T) {
 	l, _, cgroup := newKubelet(t, modes(policy.Strict, nil))
+	must(t, l.d.Close())
 	must(t, Uninstall(l.opts))
 	if n := attachedTo(t, cgroup); n != 0 {
 		t.Errorf("%d programs hang on the kubelet's cgroup", n)

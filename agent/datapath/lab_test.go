@@ -117,8 +117,8 @@ func newLab(t testing.TB, m policy.Modes) *lab {
 	cookie, err := NetnsCookie(l.pod)
 	must(t, err)
 	l.w = Workload{Cookie: cookie, Netns: l.pod, IPv4: pod4, IPv6: pod6}
+	t.Cleanup(func() { must(t, Uninstall(l.opts)) }) // after the agent is closed
 	l.open()
-	t.Cleanup(func() { must(t, Uninstall(l.opts)) })
 	must(t, l.d.SetPolicy(cookie, m))
 	must(t, l.d.Attach(l.w))
 	must(t, l.d.SetCaptured([]netip.Prefix{netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("fd77::/16")}))
@@ -284,14 +284,9 @@ func (l *lab) passes(to netip.AddrPort) *net.TCPConn {
 	return c
 }
 
-func (l *lab) flows() *flows.Flows {
-	l.t.Helper()
-	a, d, err := l.d.TunnelMaps()
-	must(l.t, err)
-	f, err := flows.New(a, d)
-	must(l.t, err)
-	l.t.Cleanup(func() { f.Close() })
-	return f
+// destination asks as the tunnel does for a connection accepted in the pod.
+func destination(c *net.TCPConn) (netip.AddrPort, error) {
+	return flows.Flows{}.OriginalDestination(c, []netip.Addr{pod4, pod6})
 }
 
 func port(a netip.Addr, p uint16) netip.AddrPort { return netip.AddrPortFrom(a, p) }

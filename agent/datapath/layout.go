@@ -62,19 +62,33 @@ func (l layout) pods() string  { return filepath.Join(l.root, "pods") }
 func (l layout) pod(cookie uint64) string {
 	return filepath.Join(l.pods(), strconv.FormatUint(cookie, 10))
 }
-func (l layout) mapPin(name string) string  { return filepath.Join(l.maps(), name) }
 func (l layout) linkPin(name string) string { return filepath.Join(l.links(), name) }
 
+// create is for whoever holds the lock: another might be removing the same folders.
 func (l layout) create() error {
-	for _, dir := range []string{l.root, l.maps(), l.links(), l.pods()} {
-		if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
-			return fmt.Errorf("pin folder: %w", err)
+	for _, dir := range []string{l.maps(), l.links(), l.pods()} {
+		if err := makeFolder(dir); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// lock keeps other agents out. The kernel gives it up when the process ends, however it ends.
+func makeFolder(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
+		return fmt.Errorf("pin folder: %w", err)
+	}
+	return nil
+}
+
+func (l layout) makeAndLock() (*os.File, error) {
+	if err := makeFolder(l.root); err != nil {
+		return nil, err
+	}
+	return l.lock()
+}
+
+// lock keeps agents and Uninstall apart. The kernel gives it up when the process ends, however it ends.
 func (l layout) lock() (*os.File, error) {
 	f, err := os.Open(l.root)
 	if err != nil {
@@ -84,9 +98,23 @@ func (l layout) lock() (*os.File, error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = ErrInUse
 	}
+	if err == nil && !l.isAt(f) {
+		// Whoever had the lock a moment ago removed the folder, and another may have made it anew and locked that one.
+		err = ErrInUse
+	}
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("pin folder %s: %w", l.root, err)
 	}
 	return f, nil
+}
+
+// isAt reports whether our path still leads to that folder.
+func (l layout) isAt(folder *os.File) bool {
+	held, err := folder.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(l.root)
+	return err == nil && os.SameFile(held, there)
 }

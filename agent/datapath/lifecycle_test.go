@@ -206,7 +206,8 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	if n, want := l.attached(), len(nodeHooks())+3; n != want {
 		t.Errorf("%d programs are attached, want %d", n, want)
 	}
-	must(t, Uninstall(l.opts)) // while the agent still runs
+	must(t, l.d.Close())
+	must(t, Uninstall(l.opts))
 	if n := l.attached(); n != 0 {
 		t.Errorf("%d programs are still attached", n)
 	}

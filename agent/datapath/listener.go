@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 
 	"github.com/cilium/ebpf"
 
@@ -32,34 +31,15 @@ func (d *Datapath) SetListener(cookie uint64, slot ListenerSlot, l *net.TCPListe
 	return nil
 }
 
-// SetCaptured says which destinations are redirected. What stays captured is captured all the time; what is new comes
-// before what is no longer wanted goes.
-func (d *Datapath) SetCaptured(prefixes []netip.Prefix) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	wanted := map[bpf.MapsPrefixKey]bool{}
-	for _, p := range prefixes {
-		if !p.IsValid() {
-			return fmt.Errorf("captured prefix %s is not valid", p)
-		}
-		wanted[prefixKey(p)] = true
+// HasListener reports whether a listening socket that somebody still holds is in its place.
+func (d *Datapath) HasListener(cookie uint64, slot ListenerSlot) (bool, error) {
+	var socket uint64
+	err := d.maps.Listeners.Lookup(bpf.MapsListenerKey{Cookie: cookie, Slot: uint32(slot)}, &socket)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
 	}
-	for k := range wanted {
-		if err := d.maps.Captured.Update(k, uint32(1), ebpf.UpdateAny); err != nil {
-			return fmt.Errorf("captured prefix %s/%d: %w", bpf.Address(k.Ip), k.Bits, err)
-		}
-	}
-	err := deleteWhere(d.maps.Captured, bpf.MapsPrefixKey{}, uint32(0), func(k bpf.MapsPrefixKey) bool { return !wanted[k] })
 	if err != nil {
-		return fmt.Errorf("captured prefixes: %w", err)
+		return false, fmt.Errorf("listener of workload %d: %w", cookie, err)
 	}
-	return nil
-}
-
-func prefixKey(p netip.Prefix) bpf.MapsPrefixKey {
-	bits := p.Bits()
-	if p.Addr().Is4() {
-		bits += 96
-	}
-	return bpf.MapsPrefixKey{Bits: uint32(bits), Ip: bpf.Words(p.Masked().Addr())}
+	return true, nil
 }

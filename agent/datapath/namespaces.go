@@ -13,7 +13,7 @@ import (
 // the caller's.
 func findNetns(wanted map[uint64]bool) map[uint64]*os.File {
 	s := netnsSearch{wanted: wanted, found: map[uint64]*os.File{}}
-	for _, places := range []func() []string{processNetns, mountedNetns, heldNetns} {
+	for _, places := range netnsPlaces() {
 		for _, path := range places() {
 			if len(s.found) == len(wanted) {
 				return s.found
@@ -24,14 +24,16 @@ func findNetns(wanted map[uint64]bool) map[uint64]*os.File {
 	return s.found
 }
 
+func netnsPlaces() []func() []string { return []func() []string{processNetns, mountedNetns, heldNetns} }
+
 type netnsSearch struct {
-	wanted map[uint64]bool
+	wanted map[uint64]bool // nil: all
 	found  map[uint64]*os.File
 }
 
 func (s *netnsSearch) look(path string) {
 	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil || !s.wanted[st.Ino] || s.found[st.Ino] != nil {
+	if unix.Stat(path, &st) != nil || !s.wants(st.Ino) || s.found[st.Ino] != nil {
 		return
 	}
 	f, err := os.Open(path)
@@ -39,12 +41,14 @@ func (s *netnsSearch) look(path string) {
 		return
 	}
 	// What is at the path may have changed, and inodes are numbers of other file systems as well.
-	if unix.Fstat(int(f.Fd()), &st) != nil || !s.wanted[st.Ino] || s.found[st.Ino] != nil || !isNetns(f) {
+	if unix.Fstat(int(f.Fd()), &st) != nil || !s.wants(st.Ino) || s.found[st.Ino] != nil || !isNetns(f) {
 		f.Close()
 		return
 	}
 	s.found[st.Ino] = f
 }
+
+func (s *netnsSearch) wants(inode uint64) bool { return s.wanted == nil || s.wanted[inode] }
 
 func isNetns(f *os.File) bool {
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)

@@ -20,13 +20,18 @@ type nodeHook struct {
 	attach  ebpf.AttachType
 }
 
-// nodeHooks lists the programs of the node's cgroup, connect last: it hands connections to all the others.
+// nodeHooks lists the programs of the node's cgroup, connect last: it hands connections to all the others. They are
+// detached in the order of their names: bind before connect, so that nobody asks for a delivery that no connect registers.
 func nodeHooks() []nodeHook {
 	return []nodeHook{
 		{"culvert_sockops", ebpf.AttachCGroupSockOps},
 		{"culvert_sock_release", ebpf.AttachCgroupInetSockRelease},
 		{"culvert_getpeername4", ebpf.AttachCgroupInet4GetPeername},
 		{"culvert_getpeername6", ebpf.AttachCgroupInet6GetPeername},
+		{"culvert_getsockname4", ebpf.AttachCgroupInet4GetSockname},
+		{"culvert_getsockname6", ebpf.AttachCgroupInet6GetSockname},
+		{"culvert_bind4", ebpf.AttachCGroupInet4Bind},
+		{"culvert_bind6", ebpf.AttachCGroupInet6Bind},
 		{"culvert_connect4", ebpf.AttachCGroupInet4Connect},
 		{"culvert_connect6", ebpf.AttachCGroupInet6Connect},
 	}
@@ -46,8 +51,12 @@ func (d *Datapath) nodePrograms() (map[string]*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
+	tunnel, err := bpf.LoadTunnel()
+	if err != nil {
+		return nil, err
+	}
 	programs := map[string]*ebpf.Program{}
-	for _, spec := range []*ebpf.CollectionSpec{connect, sockops} {
+	for _, spec := range []*ebpf.CollectionSpec{connect, sockops, tunnel} {
 		coll, err := d.loadPrograms(spec)
 		if err != nil {
 			closePrograms(programs)

@@ -55,7 +55,6 @@ func accept(t testing.TB, ln *net.TCPListener) *net.TCPConn {
 
 func TestRedirect(t *testing.T) {
 	l := newLab(t, modes(policy.Strict, nil))
-	f := l.flows()
 	v4, v6 := l.outbound()
 	for _, tt := range []struct {
 		to netip.AddrPort
@@ -66,7 +65,7 @@ func TestRedirect(t *testing.T) {
 		if c.RemoteAddr().String() != tt.to.String() {
 			t.Errorf("the application sees the peer %s, want %s", c.RemoteAddr(), tt.to)
 		}
-		got, err := f.OriginalDestination(accept(t, tt.ln))
+		got, err := destination(accept(t, tt.ln))
 		if err != nil || got != tt.to {
 			t.Errorf("original destination %s, %v, want %s", got, err, tt.to)
 		}
@@ -85,12 +84,11 @@ func (l *lab) socket(ns *os.File, family int) int {
 
 func TestRedirectOfMappedAddress(t *testing.T) {
 	l := newLab(t, modes(policy.Strict, nil))
-	f := l.flows()
 	v4, _ := l.outbound()
 	fd := l.socket(l.pod, unix.AF_INET6)
 	defer unix.Close(fd)
 	must(t, unix.Connect(fd, &unix.SockaddrInet6{Port: 80, Addr: remote4.As16()}))
-	got, err := f.OriginalDestination(accept(t, v4))
+	got, err := destination(accept(t, v4))
 	if err != nil || got != port(remote4, 80) {
 		t.Errorf("original destination %s, %v", got, err)
 	}
@@ -103,7 +101,6 @@ func TestRedirectOfMappedAddress(t *testing.T) {
 
 func TestManyRedirectsKeepTheirDestinations(t *testing.T) {
 	l := newLab(t, modes(policy.Strict, nil))
-	f := l.flows()
 	v4, _ := l.outbound()
 	for i := range 2000 {
 		to := port(remote4, uint16(1000+i))
@@ -113,7 +110,7 @@ func TestManyRedirectsKeepTheirDestinations(t *testing.T) {
 		}
 		must(t, err)
 		a := accept(t, v4)
-		got, err := f.OriginalDestination(a)
+		got, err := destination(a)
 		if err != nil || got != to {
 			t.Fatalf("original destination %s, %v, want %s", got, err, to)
 		}
@@ -175,7 +172,7 @@ func TestReconnectForgetsTheDestination(t *testing.T) {
 	fd := l.socket(l.pod, unix.AF_INET)
 	defer unix.Close(fd)
 	must(t, unix.Connect(fd, &unix.SockaddrInet4{Port: 80, Addr: remote4.As4()}))
-	if _, err := l.flows().OriginalDestination(accept(t, v4)); err != nil {
+	if _, err := destination(accept(t, v4)); err != nil {
 		t.Error(err)
 	}
 	must(t, disconnect(fd))
@@ -192,7 +189,7 @@ func TestForeignConnectionHasNoDestination(t *testing.T) {
 	ln := l.listen(l.pod, port(pod4, 8080))
 	_, err := l.dial(l.client, netip.AddrPort{}, port(pod4, 8080))
 	must(t, err)
-	if _, err := l.flows().OriginalDestination(accept(t, ln)); !errors.Is(err, flows.ErrNoDestination) {
+	if _, err := destination(accept(t, ln)); !errors.Is(err, flows.ErrNoDestination) {
 		t.Errorf("got %v", err)
 	}
 }

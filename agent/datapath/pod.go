@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -19,6 +17,9 @@ import (
 	"github.com/culvert-mesh/culvert/bpf"
 )
 
+// The pins of a pod's links.
+const lookupPin, ingressPin, egressPin = "lookup", "ingress", "egress"
+
 // Attach puts a pod under the datapath, or, if it already is, renews its programs. SetPolicy comes first: a pod without
 // modes is STRICT on all ports, which is no state to be enrolled into by mistake. SetListener may come first as well, and
 // then no connection is refused for want of one. After an error Detach takes back what was done.
@@ -28,6 +29,7 @@ func (d *Datapath) Attach(w Workload) error {
 	if err := d.attach(w); err != nil {
 		return fmt.Errorf("attach workload %d: %w", w.Cookie, explain(err))
 	}
+	d.attached[w.Cookie] = struct{}{}
 	return nil
 }
 
@@ -133,7 +135,7 @@ func (d *Datapath) attachLookup(w Workload, program *ebpf.Program) error {
 		return fmt.Errorf("network namespace %s: %w", w.Netns.Name(), err)
 	}
 	here := func(i *link.Info) bool { return i.NetNs() != nil && uint64(i.NetNs().NetnsInode) == st.Ino }
-	l, err := adopt(d.podPin(w.Cookie, "lookup"), program, here, func() (link.Link, error) {
+	l, err := adopt(d.podPin(w.Cookie, lookupPin), program, here, func() (link.Link, error) {
 		return link.AttachNetNs(int(w.Netns.Fd()), program)
 	})
 	if err != nil {
@@ -162,7 +164,7 @@ func (d *Datapath) attachInterface(w Workload, programs map[string]*ebpf.Program
 		for _, h := range []struct {
 			pin, program string
 			attach       ebpf.AttachType
-		}{{"ingress", "culvert_ingress", ebpf.AttachTCXIngress}, {"egress", "culvert_egress", ebpf.AttachTCXEgress}} {
+		}{{ingressPin, "culvert_ingress", ebpf.AttachTCXIngress}, {egressPin, "culvert_egress", ebpf.AttachTCXEgress}} {
 			program := programs[h.program]
 			here := func(i *link.Info) bool { return i.TCX() != nil && i.TCX().Ifindex == uint32(ifi.Index) }
 			l, err := adopt(d.podPin(w.Cookie, h.pin), program, here, func() (link.Link, error) {
@@ -179,36 +181,4 @@ func (d *Datapath) attachInterface(w Workload, programs map[string]*ebpf.Program
 		}
 		return nil
 	})
-}
-
-// podInterface runs inside the pod.
-func podInterface(w Workload) (*net.Interface, error) {
-	ifis, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("interfaces of the pod: %w", err)
-	}
-	for _, i := range ifis {
-		if w.Interface != "" && i.Name != w.Interface || w.Interface == "" && !carries(i, w) {
-			continue
-		}
-		if len(i.HardwareAddr) != 6 {
-			return nil, fmt.Errorf("interface %s is not Ethernet", i.Name)
-		}
-		return &i, nil
-	}
-	return nil, fmt.Errorf("no interface %s with address %s or %s in the pod", w.Interface, w.IPv4, w.IPv6)
-}
-
-func carries(i net.Interface, w Workload) bool {
-	addrs, err := i.Addrs()
-	if err != nil {
-		return false
-	}
-	for _, a := range addrs {
-		p, err := netip.ParsePrefix(a.String())
-		if err == nil && (p.Addr() == w.IPv4 || p.Addr() == w.IPv6) {
-			return true
-		}
-	}
-	return false
 }

@@ -12,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// userPort is the offset of user_port in struct bpf_sock_addr.
+const userPort = 24
+
 // Probe tries, one by one, what the datapath needs of the kernel. It needs root and changes nothing.
 func Probe() []Feature {
 	helper := func(t ebpf.ProgramType, h asm.BuiltinFunc) error { return features.HaveProgramHelper(t, h) }
@@ -23,11 +26,33 @@ func Probe() []Feature {
 		{"sk_lookup", features.HaveProgramType(ebpf.SkLookup), "Linux 5.9: modes of ports", false},
 		{"netns cookie in connect hooks", helper(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie), "Linux 5.7: whose connection", false},
 		{"socket storage in connect hooks", helper(ebpf.CGroupSockAddr, asm.FnSkStorageGet), "Linux 5.8: original destinations", false},
+		{"getsockname hooks", probeAddressHook(ebpf.AttachCgroupInet4GetSockname), "Linux 5.8: original destinations, told to the tunnel", false},
+		{"bind hooks", probeAddressHook(ebpf.AttachCGroupInet4Bind), "Linux 4.17: deliveries that the tunnel asks for", false},
 		{"netns cookie in sockops", helper(ebpf.SockOps, asm.FnGetNetnsCookie), "Linux 5.15: whose connection", false},
 		{"tcx", probeTCX(), "Linux 6.6: deliveries with the client's address", false},
 		{"error of a refused connect", helper(ebpf.CGroupSockAddr, asm.FnSetRetval), "Linux 5.18, optional: ECONNREFUSED instead of EPERM", true},
 		{"closing sockets", probeDestroy(), "Linux 4.5 with CONFIG_INET_DIAG_DESTROY: open plaintext connections when a port turns STRICT", false},
 	}
+}
+
+// probeAddressHook loads a program that changes the port of a socket's address. Kernels refuse unknown types of hooks.
+func probeAddressHook(attach ebpf.AttachType) error {
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSockAddr, License: "GPL", AttachType: attach,
+		Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R2, 0),
+			asm.StoreMem(asm.R1, userPort, asm.R2, asm.Word),
+			asm.Mov.Imm(asm.R0, 1),
+			asm.Return(),
+		},
+	})
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("%w: %w", ebpf.ErrNotSupported, err)
+	}
+	if err != nil {
+		return err
+	}
+	return program.Close()
 }
 
 // probeTCX attaches a program that lets everything pass to the loopback of a namespace of its own.

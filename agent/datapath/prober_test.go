@@ -29,13 +29,17 @@ func makeCgroup(t *testing.T, name string) string {
 	t.Helper()
 	dir := os.Getenv(cgroupEnv) + "/" + name
 	must(t, os.Mkdir(dir, 0o755))
+	removeCgroup(t, dir)
+	return dir
+}
+
+func removeCgroup(t *testing.T, dir string) {
 	t.Cleanup(func() {
 		eventually(t, "the cgroup is empty", func() bool {
 			err := os.Remove(dir)
 			return err == nil || errors.Is(err, os.ErrNotExist)
 		})
 	})
-	return dir
 }
 
 func startProber(t *testing.T, cgroup string, ns *os.File) *prober {

@@ -76,11 +76,10 @@ func TestNoWayToConnectGoesAroundTheTunnel(t *testing.T) {
 	for name, connect := range connecting() {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t, modes(policy.Strict, nil))
-			f := l.flows()
 			v4, _ := l.outbound()
 			to := port(remote4, 80)
 			must(t, connectIn(t, l.pod, connect, to))
-			got, err := f.OriginalDestination(accept(t, v4))
+			got, err := destination(accept(t, v4))
 			if err != nil || got != to {
 				t.Errorf("original destination %s, %v, want %s", got, err, to)
 			}

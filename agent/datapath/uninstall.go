@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/bpf"
@@ -22,14 +21,24 @@ func Installed(o Options) (bool, error) {
 	return true, checkFS(o.BPFFS, unix.BPF_FS_MAGIC, "bpf")
 }
 
-// Uninstall removes everything of ours from the node, whichever version pinned it, connect hooks first, and nothing
-// else. What is being delivered is reset before, because without the programs it would go on in plaintext, on the wire;
-// if that fails for a pod, the error says so, and everything is removed all the same. A node without any of it is no
-// error.
+// Uninstall removes everything of ours from the node, whichever version pinned it, bind and connect hooks first, and
+// nothing else. What is being delivered is reset before, because without the programs it would go on in plaintext, on the
+// wire; if that fails for a pod, the error says so, and everything is removed all the same. A node without any of it is no
+// error. While an agent enforces here it removes nothing at all and the error is ErrInUse.
 func Uninstall(o Options) error {
 	all, err := layouts(o.BPFFS)
 	if err != nil || len(all) == 0 {
 		return err
+	}
+	// All of them before the first is touched.
+	locks, err := lockAll(all)
+	defer func() {
+		for _, f := range locks {
+			f.Close()
+		}
+	}()
+	if err != nil {
+		return fmt.Errorf("uninstall: %w", err)
 	}
 	var errs []error
 	for _, l := range all {
@@ -43,6 +52,22 @@ func Uninstall(o Options) error {
 	// The folder above may be a mount point, or hold what is not ours; then it stays.
 	_ = os.Remove(o.BPFFS)
 	return nil
+}
+
+// lockAll returns the locks it got also when it did not get all. A folder that is gone needs none.
+func lockAll(all []layout) ([]*os.File, error) {
+	var locks []*os.File
+	for _, l := range all {
+		f, err := l.lock()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return locks, err
+		}
+		locks = append(locks, f)
+	}
+	return locks, nil
 }
 
 func (l layout) uninstall() error {
@@ -106,7 +131,7 @@ func (d *Datapath) podsWithDeliveries() (map[uint64]uint64, error) {
 	}
 	pods := map[uint64]uint64{}
 	for cookie := range deliver {
-		inode, err := pinnedNetns(d.podPin(cookie, "lookup"))
+		inode, _, err := pinnedTarget(d.podPin(cookie, lookupPin))
 		if err != nil {
 			return nil, err
 		}
@@ -131,24 +156,4 @@ func (d *Datapath) delivering() (map[uint64]bool, error) {
 		return nil, fmt.Errorf("map of deliveries: %w", err)
 	}
 	return cookies, nil
-}
-
-// pinnedNetns returns the inode of the namespace that a pinned link hangs on, or 0 if there is none.
-func pinnedNetns(pin string) (uint64, error) {
-	l, err := link.LoadPinnedLink(pin, nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("pinned link %s: %w", pin, err)
-	}
-	defer l.Close()
-	info, err := l.Info()
-	if err != nil {
-		return 0, fmt.Errorf("pinned link %s: %w", pin, err)
-	}
-	if info.NetNs() == nil {
-		return 0, nil
-	}
-	return uint64(info.NetNs().NetnsInode), nil
 }

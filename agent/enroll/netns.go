@@ -19,6 +19,9 @@ const nsGetNSType = 0xb703
 // ErrNotThePod says that a network namespace does not carry the addresses of the pod it is claimed for.
 var ErrNotThePod = errors.New("network namespace does not carry the pod's addresses")
 
+// ErrNotRunning says that the container runtime has no ready sandbox for a pod: not yet, or no more.
+var ErrNotRunning = errors.New("container runtime has no ready sandbox for it")
+
 // Netns is the network namespace of one pod, proved to be that pod's. It does not keep the pod alive in any
 // way that the container runtime would notice, but the namespace itself stays until Close.
 type Netns struct {

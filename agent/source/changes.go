@@ -1,6 +1,9 @@
 package source
 
-import "net/netip"
+import (
+	"maps"
+	"net/netip"
+)
 
 // Changes is what differs between a Snapshot and the one before.
 type Changes struct {
@@ -17,6 +20,29 @@ type Changes struct {
 func (c *Changes) none() bool {
 	return !c.All && !c.Local && !c.Rules && !c.Ranges && !c.Problems &&
 		len(c.Addresses) == 0 && len(c.Namespaces) == 0 && len(c.Policies) == 0
+}
+
+// Merge adds what an earlier Snapshot changed, for those who skip it.
+func (c *Changes) Merge(earlier *Changes) {
+	c.All = c.All || earlier.All
+	c.Local = c.Local || earlier.Local
+	c.Rules = c.Rules || earlier.Rules
+	c.Ranges = c.Ranges || earlier.Ranges
+	c.Problems = c.Problems || earlier.Problems
+	c.Addresses = union(c.Addresses, earlier.Addresses)
+	c.Namespaces = union(c.Namespaces, earlier.Namespaces)
+	c.Policies = union(c.Policies, earlier.Policies)
+}
+
+// union is a new set: those of a Snapshot are read by others.
+func union[K comparable](a, b map[K]struct{}) map[K]struct{} {
+	if len(b) == 0 {
+		return a
+	}
+	all := make(map[K]struct{}, len(a)+len(b))
+	maps.Copy(all, a)
+	maps.Copy(all, b)
+	return all
 }
 
 func (c *Changes) address(a netip.Addr) { add(&c.Addresses, a) }

@@ -67,6 +67,13 @@ func byNamespace[T any](all []T, namespace func(*T) string) map[string][]T {
 	return sorted
 }
 
+// Since is s with what an earlier Snapshot, which was skipped, changed before it.
+func (s *Snapshot) Since(skipped *Snapshot) *Snapshot {
+	merged := *s
+	merged.Changes.Merge(&skipped.Changes)
+	return &merged
+}
+
 // Empty reports whether nothing at all is known of the cluster.
 func (s *Snapshot) Empty() bool { return s.pods == 0 && s.namespaces.size == 0 }
 

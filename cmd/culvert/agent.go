@@ -75,7 +75,7 @@ enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' 
 	flags.StringVar(&f.node, "node", hostname, "this node's name: pods with this spec.nodeName, or with none, are local")
 	registerPlaces(c, &f.bpffs, &f.cgroup)
 	flags.StringVar(&f.controlPath, "control", "/run/culvert/control.sock", "unix socket on which the tunnel finds the agent")
-	flags.IntVar(&f.tunnelUID, "tunnel-uid", 65534, "the one user that may connect as tunnel")
+	flags.IntVar(&f.tunnelUID, "tunnel-uid", 61508, "the one user that may connect as tunnel")
 	flags.StringSliceVar(&f.meshCIDRs, "mesh-cidr", nil, "range of pods or Services, repeatable: pods' connections to it are captured")
 	flags.StringVar(&f.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust domain")
 	flags.StringVar(&f.rootNamespace, "root-namespace", "istio-system", "namespace whose policies hold for the whole mesh")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -25,7 +24,8 @@ func newTunnelCommand() *cobra.Command {
 		Use:   "tunnel",
 		Short: "Run the unprivileged half: mutual TLS and HBONE",
 		Long: `Run the unprivileged half of a node: it takes listeners, sockets and identities from the agent and does
-TLS and HTTP/2. It needs no capability; run it as a user of its own.`,
+TLS and HTTP/2. It needs no capability and calls nothing that container
+runtimes forbid by default; run it as a user of its own.`,
 		Example: `  culvert tunnel --control /run/culvert/control.sock`,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) (err error) {
@@ -43,7 +43,7 @@ TLS and HTTP/2. It needs no capability; run it as a user of its own.`,
 			default:
 				return fmt.Errorf("--same-node %q: want splice or mtls", sameNode)
 			}
-			options.Redirect = openFlows
+			options.Redirection = flows.Flows{}
 			status, err := listenStatus(address)
 			if err != nil {
 				return err
@@ -60,14 +60,6 @@ TLS and HTTP/2. It needs no capability; run it as a user of its own.`,
 	flags.StringVar(&address, "status-address", "", "where /healthz, /readyz and /metrics are served; empty: nowhere")
 	logs.register(c)
 	return c
-}
-
-// openFlows takes the two maps that the agent hands to a tunnel.
-func openFlows(files []*os.File) (tunnel.Redirection, error) {
-	if len(files) != 2 {
-		return nil, errors.New("agent handed over no maps")
-	}
-	return flows.New(files[0], files[1])
 }
 
 // runTogether runs a helper for as long as the main task runs, and ends both when either fails.

@@ -23,7 +23,7 @@ const (
 	// DefaultPrefix begins the names of its namespaces and is that of its cgroup.
 	DefaultPrefix = "culvert-demo"
 
-	tunnelUID = 65534
+	tunnelUID = 61508
 	svidLife  = 20 * time.Second
 
 	// settle is how long an agent may take to say that it applied a change; what it says is only a
@@ -84,7 +84,7 @@ func StartMesh(ctx context.Context, o MeshOptions) (*Mesh, error) {
 			return m, err
 		}
 	}
-	progress("starting agent (root) and tunnel (uid 65534, no capabilities) on each node")
+	progress("starting agent (root) and tunnel (uid 61508, no capabilities) on each node")
 	for _, n := range m.nodes {
 		if err := n.agent.start(ctx); err != nil {
 			return m, err

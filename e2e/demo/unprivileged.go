@@ -8,9 +8,11 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/e2e/lab"
 )
 
-// Unprivileged becomes uid, without any capability and without a way to get one, and then turns into the
+// Unprivileged becomes uid, without any capability, without a way to get one and without bpf(2), and then turns into the
 // same program with the arguments args. The program is executed by descriptor, so it works from a home
 // directory that the user may not enter, too. It returns only on failure.
 func Unprivileged(uid int, args []string) error {
@@ -37,6 +39,9 @@ func Unprivileged(uid int, args []string) error {
 	}
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, id, id, id); errno != 0 {
 		return fmt.Errorf("become user %d: %w", uid, errno)
+	}
+	if err := lab.ForbidBPF(); err != nil {
+		return err
 	}
 	return executeDescriptor(exe, append([]string{"culvert"}, args...))
 }

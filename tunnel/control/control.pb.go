@@ -501,8 +501,7 @@ func (x *Hello) GetVersion() uint32 {
 	return 0
 }
 
-// Welcome is the agent's first message. Descriptors: the map of accepted connections' original
-// destinations, the map that asks for a client's address at delivery.
+// Welcome is the agent's first message.
 type Welcome struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Version            uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`

@@ -80,8 +80,8 @@ type Installer struct {
 	Config  Config
 	Logger  *slog.Logger
 
-	// KeepBinary leaves the binary when uninstalling; see the package's comment.
-	KeepBinary bool
+	// KeepBinary is asked when uninstalling, and leaves the binary; see the package's comment. May be nil.
+	KeepBinary func() bool
 	// Settle is the pause between removing entries and binary: 0 is a second, negative none.
 	Settle time.Duration
 

@@ -175,7 +175,12 @@ func TestUninstallKeepsWhatOthersChanged(t *testing.T) {
 	n.installed(i)
 	stop()
 	n.replace("10-kindnet.conflist", strings.Replace(n.read("10-kindnet.conflist"), `"ptp"`, `"bridge"`, 1))
-	i.KeepBinary = true
+	i.KeepBinary = func() bool {
+		if n.chained("10-kindnet.conflist") {
+			t.Error("asked before the entries were gone")
+		}
+		return true
+	}
 	must(t, i.Uninstall())
 	if got, want := n.read("10-kindnet.conflist"), strings.Replace(kindnet, `"ptp"`, `"bridge"`, 1); got != want {
 		t.Errorf("got %s, want %s", got, want)

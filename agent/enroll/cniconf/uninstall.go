@@ -28,7 +28,7 @@ func (i *Installer) Uninstall() error {
 	if changed {
 		time.Sleep(i.settle())
 	}
-	if i.KeepBinary {
+	if i.KeepBinary != nil && i.KeepBinary() {
 		return nil
 	}
 	if err := removeBinary(i.BinDir); err != nil {

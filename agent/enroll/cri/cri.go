@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/culvert-mesh/culvert/agent/enroll"
 )
 
 const (
@@ -35,7 +37,7 @@ const (
 
 var (
 	// ErrNotRunning says that the runtime has no ready sandbox for the pod: not yet, or no more.
-	ErrNotRunning = errors.New("container runtime has no ready sandbox for it")
+	ErrNotRunning = enroll.ErrNotRunning
 	// ErrHostNetwork says that the pod shares the node's namespace and has none of its own.
 	ErrHostNetwork = errors.New("is a host network pod")
 	// ErrNoSocket says that no container runtime answers where they usually do.

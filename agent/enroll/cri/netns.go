@@ -15,13 +15,45 @@ import (
 // Netns opens the network namespace of the pod with that UID. It is the runtime's word that it is the pod's: the
 // caller proves it by the pod's addresses. The file's name is the path it was opened by.
 func (r *Runtime) Netns(ctx context.Context, podUID string) (*os.File, error) {
+	f, _, err := r.Locate(ctx, podUID)
+	return f, err
+}
+
+// Locate is Netns that tells the sandbox's ID as well, by which the CNI plugin is asked about it.
+func (r *Runtime) Locate(ctx context.Context, podUID string) (netns *os.File, sandbox string, err error) {
 	if podUID == "" {
-		return nil, errors.New("network namespace: pod has no UID")
+		return nil, "", errors.New("network namespace: pod has no UID")
 	}
 	item, err := r.find(ctx, podUID)
 	if err != nil {
+		return nil, "", err
+	}
+	f, err := r.open(ctx, item)
+	return f, item.GetId(), err
+}
+
+// Current are the IDs of the ready sandboxes by their pods' UIDs, the newest of each.
+func (r *Runtime) Current(ctx context.Context) (map[string]string, error) {
+	items, err := r.list(ctx, nil)
+	if err != nil {
 		return nil, err
 	}
+	newest := map[string]*runtime.PodSandbox{}
+	for _, item := range items {
+		uid, was := item.GetMetadata().GetUid(), newest[item.GetMetadata().GetUid()]
+		ready := item.GetState() == runtime.PodSandboxState_SANDBOX_READY
+		if ready && (was == nil || item.GetMetadata().GetAttempt() > was.GetMetadata().GetAttempt()) {
+			newest[uid] = item
+		}
+	}
+	ids := make(map[string]string, len(newest))
+	for uid, item := range newest {
+		ids[uid] = item.GetId()
+	}
+	return ids, nil
+}
+
+func (r *Runtime) open(ctx context.Context, item *runtime.PodSandbox) (*os.File, error) {
 	s, err := r.describe(ctx, item)
 	if err != nil {
 		return nil, err
