@@ -87,10 +87,10 @@ func TestLockOfAFolderThatComesAndGoes(t *testing.T) {
 				if n := holders.Add(1); n != 1 || !l.isAt(f) {
 					t.Errorf("%d hold the lock; of the folder at the path: %v", n, l.isAt(f))
 				}
-				if i%2 == 0 {
-					os.Remove(l.root)
-				}
 				holders.Add(-1)
+				if i%2 == 0 {
+					os.Remove(l.root) // the last act of an uninstall: from here on another may make it anew
+				}
 				f.Close()
 			}
 		})

@@ -10,8 +10,8 @@ var version = "dev"
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Version: version,
-		Use:   "culvert",
-		Short: "Mutual TLS and PeerAuthentication for the pods of a node, without sidecars",
+		Use:     "culvert",
+		Short:   "Mutual TLS and PeerAuthentication for the pods of a node, without sidecars",
 		// Errors are printed once, by main, and a failing run is no reason to print the usage.
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -78,8 +78,11 @@ func (t tool) walk(ctx context.Context, cmd *cobra.Command, o walk.Options, imag
 	if err != nil {
 		return err
 	}
-	if err := c.Up(ctx, cluster.Options{IPFamily: family}); err != nil {
-		return err
+	// One that answers is used as it is: `up` would make it anew when what it is made of has changed.
+	if _, err := c.Nodes(ctx); err != nil {
+		if err := c.Up(ctx, cluster.Options{IPFamily: family}); err != nil {
+			return err
+		}
 	}
 	o.Cluster = c
 	result, err := walk.Run(ctx, o)

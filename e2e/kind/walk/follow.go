@@ -106,13 +106,19 @@ func (s *suite) followPod(ctx context.Context, component, node, name string) err
 	return nil
 }
 
-func (f *follower) keep(l *log, text []byte) {
+// parseLine reads a line of a log. What is no JSON (a panic, say) is kept as a message.
+func parseLine(text []byte) line {
 	var raw map[string]any
 	if err := json.Unmarshal(text, &raw); err != nil {
 		raw = map[string]any{"msg": string(text)}
 	}
 	flat := line{}
 	flatten(flat, "", raw)
+	return flat
+}
+
+func (f *follower) keep(l *log, text []byte) {
+	flat := parseLine(text)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(l.lines) >= mostLines {

@@ -24,7 +24,9 @@ func (p *pod) identity() string {
 }
 
 // at returns the address of a port.
-func (p *pod) at(version int, port uint16) netip.AddrPort { return netip.AddrPortFrom(p.ip[version], port) }
+func (p *pod) at(version int, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(p.ip[version], port)
+}
 
 // podObject is as much of a pod as is looked at.
 type podObject struct {
@@ -118,6 +120,9 @@ func quoted(words string) string {
 
 // start makes pods and waits until they are ready. Those with an account get that as well.
 func (s *suite) start(ctx context.Context, limit time.Duration, specs ...spec) error {
+	if err := s.awaitGone(ctx, limit, specs); err != nil {
+		return err
+	}
 	var docs []string
 	for _, p := range specs {
 		if p.account != "" {
@@ -131,6 +136,7 @@ func (s *suite) start(ctx context.Context, limit time.Duration, specs ...spec) e
 	}
 	byNamespace := map[string][]string{}
 	for _, p := range specs {
+		delete(s.leaving, p.namespace+"/"+p.name)
 		byNamespace[p.namespace] = append(byNamespace[p.namespace], p.name)
 	}
 	for namespace, names := range byNamespace {
@@ -147,8 +153,23 @@ func (s *suite) stop(ctx context.Context, namespace string, names ...string) err
 		"--grace-period=1"}, names...)...)
 	for _, name := range names {
 		delete(s.pods, namespace+"/"+name)
+		s.leaving[namespace+"/"+name] = true
 	}
 	return err
+}
+
+// awaitGone waits for the end of pods that were stopped and are now to be made again by the same names.
+func (s *suite) awaitGone(ctx context.Context, limit time.Duration, specs []spec) error {
+	for _, p := range specs {
+		if !s.leaving[p.namespace+"/"+p.name] {
+			continue
+		}
+		_, err := s.kubectl(ctx, "wait", "--for=delete", "pod/"+p.name, "--namespace="+p.namespace, "--timeout="+limit.String())
+		if err != nil && !strings.Contains(err.Error(), "NotFound") {
+			return fmt.Errorf("pod %s/%s is still ending: %w", p.namespace, p.name, err)
+		}
+	}
+	return nil
 }
 
 // refresh learns the addresses of all pods of the tests.

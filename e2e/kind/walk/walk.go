@@ -46,7 +46,7 @@ type Options struct {
 // Run plays the rows. The result holds the rows so far when there is an error; an error means that they could not be
 // played to the end, not that one came out differently.
 func Run(ctx context.Context, o Options) (*Result, error) {
-	s := &suite{Options: o, begin: time.Now(), pods: map[string]*pod{}, result: &Result{}}
+	s := &suite{Options: o, begin: time.Now(), pods: map[string]*pod{}, leaving: map[string]bool{}, result: &Result{}}
 	err := s.play(ctx)
 	s.result.Took = time.Since(s.begin)
 	if (err != nil || s.result.failed() > 0) && ctx.Err() == nil {
@@ -83,13 +83,17 @@ func groups() []group {
 // suite is one run.
 type suite struct {
 	Options
-	begin  time.Time
-	nodes  []string // where pods are put: [0] is b of the walkthrough, [1] is a
-	dual   bool
-	pods   map[string]*pod
-	logs   follower
-	before map[string]hostState // of the nodes, before Culvert came
-	result *Result
+	begin time.Time
+	nodes []string // where pods are put: [0] is b of the walkthrough, [1] is a
+	dual  bool
+	pods  map[string]*pod
+	// leaving are pods that were told to end.
+	leaving map[string]bool
+	logs    follower
+	before  map[string]hostState // of the nodes, before Culvert came
+	// madeRoot says that the root namespace is ours.
+	madeRoot bool
+	result   *Result
 }
 
 func (s *suite) play(ctx context.Context) error {
@@ -226,7 +230,7 @@ func (s *suite) clear(ctx context.Context) error {
 	errs = append(errs, s.applyPolicies(ctx))
 	namespaces := []string{"delete", "namespace", "--ignore-not-found", "--wait=false", walkNamespace, manyNamespace}
 	for name := range demo.EnrolledNamespaces() {
-		if name != "default" && name != rootNamespace {
+		if name != "default" && (name != rootNamespace || s.madeRoot) {
 			namespaces = append(namespaces, name)
 		}
 	}
