@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,24 +28,33 @@ import (
 	"github.com/culvert-mesh/culvert/agent/source/kube/report"
 )
 
+// leftoverPatience is how long what is enforced somewhere stays when no pod is known that it belongs to: the API server's
+// lists may be behind.
+const leftoverPatience = time.Minute
+
 // runtimeTimeout bounds the question which runtime there is.
 const runtimeTimeout = 3 * time.Second
 
-// farewellTimeout bounds what is done at the uninstall while the permission for it lasts.
-const farewellTimeout = 10 * time.Second
+const (
+	// confirmTimeout bounds how long the agent's end waits to be told from an uninstall. It answers much sooner when nothing
+	// is being uninstalled. With what follows it has to stay below the pod's grace of 30 s.
+	confirmTimeout = 10 * time.Second
+	// farewellTimeout bounds what is done at the uninstall while the permission for it lasts.
+	farewellTimeout = 10 * time.Second
+)
 
 // kubeFlags are what an agent on Kubernetes needs beside the others.
 type kubeFlags struct {
-	enabled                        bool
-	kubeconfig                     string
-	namespace, daemonSet           string
-	caAddress, caToken, caRoots    string
-	caName, clusterID              string
-	cniConf, cniBin, cniPlugin     string
-	cniSocket                      string
-	cniFailOpen                    bool
-	cniTimeout                     time.Duration
-	criSocket, kubeletCgroup, proc string
+	enabled                     bool
+	kubeconfig                  string
+	namespace, daemonSet, pod   string
+	caAddress, caToken, caRoots string
+	caName, clusterID           string
+	cniConf, cniBin, cniPlugin  string
+	cniSocket                   string
+	cniFailOpen                 bool
+	cniTimeout                  time.Duration
+	criSocket, kubeletCgroup    string
 }
 
 func (f *kubeFlags) register(c *cobra.Command) {
@@ -53,7 +62,8 @@ func (f *kubeFlags) register(c *cobra.Command) {
 	flags.BoolVar(&f.enabled, "kube", false, "take the configuration from the Kubernetes API server")
 	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how the API server is reached (default: as a pod of the cluster)")
 	flags.StringVar(&f.namespace, "namespace", "culvert-system", "the agent's own namespace")
-	flags.StringVar(&f.daemonSet, "daemonset", "", "the agent's own DaemonSet: when it is deleted, the agent takes all of its traces off the node")
+	flags.StringVar(&f.daemonSet, "daemonset", "", "the agent's own DaemonSet: when it is deleted, the agent takes all of its traces off the node; empty: it never does")
+	flags.StringVar(&f.pod, "pod", "", "the agent's own pod, which tells whether the DaemonSet that is deleted is the agent's")
 	flags.StringVar(&f.caAddress, "ca-address", "", "host:port of the certificate authority (IstioCertificateService)")
 	flags.StringVar(&f.caToken, "ca-token", "/var/run/secrets/culvert/token", "file with the agent's token for the certificate authority")
 	flags.StringVar(&f.caRoots, "ca-roots", "/var/run/secrets/culvert/root/root-cert.pem", "PEM file of the trust domain's roots, followed while it changes")
@@ -93,6 +103,7 @@ type kubeAgent struct {
 	ca        *istio.Client
 	status    *statusServer
 	enrolled  *enrolledPods
+	known     *lastSnapshot
 }
 
 func (f *agentFlags) newKubeAgent(base agent.Options) (*kubeAgent, error) {
@@ -110,7 +121,7 @@ func (f *agentFlags) newKubeAgent(base agent.Options) (*kubeAgent, error) {
 	}
 	if k.source, err = kube.New(kube.Options{
 		Config: config, Node: f.node, RootNamespace: f.rootNamespace, Namespace: f.kube.namespace,
-		DaemonSet: f.kube.daemonSet, Logger: k.log, Registerer: k.status.registry, Policies: k.tellPolicies,
+		DaemonSet: f.kube.daemonSet, Pod: f.kube.pod, Logger: k.log, Registerer: k.status.registry, Policies: k.tellPolicies,
 	}); err != nil {
 		return nil, err
 	}
@@ -135,13 +146,17 @@ func (f *agentFlags) newKubeAgent(base agent.Options) (*kubeAgent, error) {
 	if f.kube.cniConf != "" {
 		k.installer = &cniconf.Installer{
 			ConfDir: f.kube.cniConf, BinDir: f.kube.cniBin, Plugin: f.kube.cniPlugin, Logger: k.log,
-			KeepBinary: k.needsPlugin(),
+			KeepBinary: k.needsPlugin,
 			Config:     cniconf.Config{Socket: f.kube.cniSocket, Timeout: f.kube.cniTimeout, FailOpen: f.kube.cniFailOpen},
 		}
 		k.options.CNIPath = f.kube.cniSocket
 	}
-	k.options.Source, k.options.Issuer, k.options.Locator, k.options.Reporter = k.source, k.ca, k.runtime, k.enrolled
-	k.options.Retiring = k.source.Uninstalling()
+	k.known = &lastSnapshot{Source: k.source}
+	k.options.Source, k.options.Issuer, k.options.Locator, k.options.Reporter = k.known, k.ca, k.runtime, k.enrolled
+	k.options.Retiring, k.options.Patience = k.source.Uninstalling(), leftoverPatience
+	if f.kube.pod != "" {
+		k.options.Self = f.kube.namespace + "/" + f.kube.pod
+	}
 	k.options.Kubelet = f.kube.findKubelet(base.Datapath)
 	return k, nil
 }
@@ -151,13 +166,14 @@ func (k *kubeAgent) tellPolicies(valid []report.PolicyRef, problems []report.Pol
 }
 
 // needsPlugin reports whether the runtime takes pods down with the plugins that they were started with: CRI-O does, and
-// without the binary no such pod would ever end.
+// without the binary no such pod would ever end. A runtime that does not answer may be CRI-O.
 func (k *kubeAgent) needsPlugin() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), runtimeTimeout)
 	defer cancel()
 	version, err := k.runtime.Version(ctx)
 	if err != nil {
-		k.log.Warn("container runtime does not answer", "error", err)
+		k.log.Warn("container runtime does not answer: the CNI plugin's binary stays, as the runtime may need it", "error", err)
+		return true
 	}
 	return strings.HasPrefix(strings.ToLower(version), "cri-o")
 }
@@ -189,21 +205,46 @@ func (k *kubeAgent) run(ctx context.Context) error {
 	group.Go(func() error { return k.reporter.Run(groupCtx) })
 	group.Go(func() error { return k.policies.Run(groupCtx) })
 	group.Go(func() error { return k.install(groupCtx, holds) })
+	group.Go(func() error {
+		k.source.WatchUninstall(groupCtx)
+		return nil
+	})
 	farewell := make(chan struct{})
 	group.Go(func() error {
 		defer close(farewell)
 		return k.watchUninstall(groupCtx)
 	})
+	work, end := context.WithCancel(groupCtx)
+	group.Go(func() error {
+		defer end()
+		return k.await(ctx, work, farewell)
+	})
 	group.Go(func() error {
 		defer stop()
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		defer context.AfterFunc(groupCtx, cancel)()
-		return agent.Run(ctx, k.options)
+		defer end()
+		return agent.Run(work, k.options)
 	})
-	err := group.Wait()
-	<-farewell
-	return errors.Join(err, k.leave())
+	return errors.Join(group.Wait(), k.leave())
+}
+
+// await returns when the agent's work is to end: at once when its pod is only restarted. In an uninstall the agent answers
+// the plugin until that is gone, so that no pod's start fails.
+func (k *kubeAgent) await(ctx, work context.Context, farewell <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+	case <-work.Done():
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(work, confirmTimeout)
+	defer cancel()
+	if !k.source.Confirmed(ctx) {
+		return nil
+	}
+	select {
+	case <-farewell: // which is bounded
+	case <-work.Done():
+	}
+	return nil
 }
 
 // install waits for the first snapshot: an agent that knows nothing would hold up every pod's start.
@@ -236,7 +277,7 @@ func (k *kubeAgent) watchUninstall(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewellTimeout)
 	defer cancel()
 	var work errgroup.Group
-	work.Go(func() error { return k.reporter.RemoveAll(ctx, k.enrolled.all()) })
+	work.Go(func() error { return k.reporter.RemoveAll(ctx, k.enrolled.and(k.known.annotated())) })
 	if k.installer != nil {
 		work.Go(k.installer.Uninstall)
 	}
@@ -253,20 +294,45 @@ func (k *kubeAgent) leave() error {
 	default:
 		return nil
 	}
+	// The sockets were removed by those who listened on them.
 	err := datapath.Uninstall(k.options.Datapath)
-	left := []string{k.options.ControlPath}
-	if k.options.CNIPath != "" {
-		left = append(left, k.options.CNIPath, k.options.CNIPath+".lock")
-	}
-	for _, path := range left {
-		if removed := os.Remove(path); removed != nil && !errors.Is(removed, os.ErrNotExist) {
-			err = errors.Join(err, fmt.Errorf("socket: %w", removed))
-		}
+	if errors.Is(err, datapath.ErrInUse) {
+		k.log.Info("another agent runs on this node already: it stays as it is")
+		return nil
 	}
 	if err == nil {
 		k.log.Info("uninstalled: pods are on plain networking")
 	}
 	return err
+}
+
+// lastSnapshot remembers what the source published last, for the uninstall.
+type lastSnapshot struct {
+	source.Source
+	last atomic.Pointer[source.Snapshot]
+}
+
+// Run implements source.Source.
+func (l *lastSnapshot) Run(ctx context.Context, publish func(*source.Snapshot)) error {
+	return l.Source.Run(ctx, func(s *source.Snapshot) {
+		l.last.Store(s)
+		publish(s)
+	})
+}
+
+// annotated returns the pods of this node that carry the annotation, whoever put it on.
+func (l *lastSnapshot) annotated() []*source.Pod {
+	s := l.last.Load()
+	if s == nil {
+		return nil
+	}
+	var all []*source.Pod
+	for _, p := range s.Local() {
+		if p.Redirection == source.RedirectionEnabled {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 // enrolledPods remembers which pods were reported as enrolled, for the uninstall.
@@ -276,6 +342,7 @@ type enrolledPods struct {
 	pods map[string]*source.Pod
 }
 
+// Enrolled implements agent.Reporter.
 func (e *enrolledPods) Enrolled(p *source.Pod) {
 	e.mu.Lock()
 	e.pods[p.UID] = p
@@ -283,15 +350,31 @@ func (e *enrolledPods) Enrolled(p *source.Pod) {
 	e.Reporter.Enrolled(p)
 }
 
+// NotEnrolled implements agent.Reporter.
+func (e *enrolledPods) NotEnrolled(p *source.Pod, reason string) {
+	e.forget(p)
+	e.Reporter.NotEnrolled(p, reason)
+}
+
+// Unenrolled implements agent.Reporter.
 func (e *enrolledPods) Unenrolled(p *source.Pod) {
-	e.mu.Lock()
-	delete(e.pods, p.UID)
-	e.mu.Unlock()
+	e.forget(p)
 	e.Reporter.Unenrolled(p)
 }
 
-func (e *enrolledPods) all() []*source.Pod {
+func (e *enrolledPods) forget(p *source.Pod) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return slices.SortedFunc(maps.Values(e.pods), func(a, b *source.Pod) int { return cmp.Compare(a.Ref(), b.Ref()) })
+	delete(e.pods, p.UID)
+}
+
+// and returns the pods that are enrolled and the others, each once.
+func (e *enrolledPods) and(others []*source.Pod) []*source.Pod {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := maps.Clone(e.pods)
+	for _, p := range others {
+		all[p.UID] = p
+	}
+	return slices.SortedFunc(maps.Values(all), func(a, b *source.Pod) int { return cmp.Compare(a.Ref(), b.Ref()) })
 }

@@ -131,7 +131,7 @@ func (c *clients) custom(gvr schema.GroupVersionResource) endpoint {
 }
 
 // metadataOf is the metadata of one object.
-func (c *clients) metadataOf(gvr schema.GroupVersionResource, namespace, name string) (endpoint, metadata.ResourceInterface) {
+func (c *clients) metadataOf(gvr schema.GroupVersionResource, namespace, name string) endpoint {
 	var client metadata.ResourceInterface = c.metadata.Resource(gvr)
 	if namespace != "" {
 		client = c.metadata.Resource(gvr).Namespace(namespace)
@@ -150,5 +150,5 @@ func (c *clients) metadataOf(gvr schema.GroupVersionResource, namespace, name st
 			o.FieldSelector = selector
 			return client.Watch(ctx, o)
 		},
-	}, client
+	}
 }

@@ -25,7 +25,8 @@ const eventually = 10 * time.Second
 func quickPace() *pace {
 	return &pace{
 		first: 50 * time.Millisecond, most: 400 * time.Millisecond, steady: time.Minute,
-		absent: 300 * time.Millisecond, confirm: 50 * time.Millisecond,
+		absent: 300 * time.Millisecond, confirm: 50 * time.Millisecond, distrust: time.Minute,
+		ask: 500 * time.Millisecond, poll: 50 * time.Millisecond, settle: 300 * time.Millisecond, limit: time.Second,
 	}
 }
 
@@ -114,8 +115,11 @@ func start(t *testing.T, o Options) (*Source, *view) {
 	ended := make(chan error, 1)
 	v := newView()
 	go func() { ended <- s.Run(ctx, v.publish) }()
+	var own sync.WaitGroup
+	own.Go(func() { s.WatchUninstall(ctx) })
 	t.Cleanup(func() {
 		cancel()
+		own.Wait()
 		select {
 		case err := <-ended:
 			if err != nil {

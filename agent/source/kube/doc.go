@@ -4,7 +4,15 @@
 // what the agent needs as they come off the wire, one by one, and wait in an inbox per resource, where a later
 // version replaces an earlier one. One goroutine owns the source.Index: it empties the inboxes, and publishes a
 // Snapshot at most every 20 ms, the first when every resource has been read. A list is taken as a whole or not
-// at all; an error never removes anything.
+// at all; an error never removes anything. Policies, rules and namespaces are never read from a cache of unknown age;
+// policies that could not be read for a minute loosen nothing, until they are read again.
+//
+// # The end
+//
+// The agent leaves the node as it is when it ends, unless Culvert is being uninstalled: its namespace is terminating,
+// or the DaemonSet that controls the agent's own pod is gone, is not made anew within some seconds, and has not set its
+// pods free. What cannot be told from an uninstall is a DaemonSet deleted in the foreground to be made anew: that waits
+// for all pods to be gone first. Then the nodes are without the mesh until the new pods are there.
 //
 // # What Services lead to
 //

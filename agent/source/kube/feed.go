@@ -13,23 +13,25 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// feed delivers what it follows into a sink until ctx ends, from one goroutine at a time.
-type feed interface {
-	run(ctx context.Context, to sink)
-}
-
 // pace is how fast a feed tries again.
 type pace struct {
 	first, most time.Duration // between attempts that fail
 	steady      time.Duration // an attempt that lasted so long starts over with the first
 	absent      time.Duration // between looks for a resource that is not served, at most
 	confirm     time.Duration // between two answers that a resource which had objects is gone
+	distrust    time.Duration // policies that are older do not loosen anything
+
+	ask    time.Duration // for one look at the agent's own objects
+	poll   time.Duration // between two of them
+	settle time.Duration // how long a DaemonSet may be missing in an upgrade
+	limit  time.Duration // for an uninstall to be confirmed
 }
 
 func defaultPace() pace {
 	return pace{
 		first: 800 * time.Millisecond, most: 20 * time.Second, steady: 2 * time.Minute,
-		absent: 30 * time.Second, confirm: 2 * time.Second,
+		absent: 30 * time.Second, confirm: 2 * time.Second, distrust: time.Minute,
+		ask: time.Second, poll: 500 * time.Millisecond, settle: 8 * time.Second, limit: 10 * time.Second,
 	}
 }
 
@@ -39,10 +41,11 @@ type watchFeed struct {
 	convert  converter
 	health   *health
 	pace     pace
+	// consistent: the first list may not be an older state from a cache.
+	consistent bool
 }
 
-var _ feed = (*watchFeed)(nil)
-
+// run delivers into the sink until ctx ends, from one goroutine at a time.
 func (f *watchFeed) run(ctx context.Context, to sink) {
 	// The reflector reports each error a second time; health has logged it, less often and with more sense.
 	ctx = klog.NewContext(ctx, logr.Discard())
@@ -68,7 +71,7 @@ func (f *watchFeed) run(ctx context.Context, to sink) {
 }
 
 func (f *watchFeed) reflector(at endpoint, to sink) *cache.Reflector {
-	lw := &listWatch{endpoint: at, convert: f.convert, health: f.health}
+	lw := &listWatch{endpoint: at, convert: f.convert, health: f.health, consistent: f.consistent}
 	return cache.NewReflectorWithOptions(lw, nil, store{sink: to, health: f.health}, cache.ReflectorOptions{
 		Name: f.health.resource, TypeDescription: f.health.resource,
 		Backoff: &wait.Backoff{Duration: f.pace.first, Cap: f.pace.most, Factor: 2, Jitter: 1, Steps: 30},

@@ -34,6 +34,10 @@ type listWatch struct {
 	endpoint
 	convert converter
 	health  *health
+	// consistent: nothing older than what is committed by now, where the reflector asks for a state of any age. That is
+	// so for its first list; a list that is streamed by a watch is consistent by itself, and later ones are never older
+	// than what was seen before.
+	consistent bool
 }
 
 var _ cache.ListerWatcherWithContext = (*listWatch)(nil)
@@ -52,6 +56,9 @@ func (lw *listWatch) Watch(o metav1.ListOptions) (watch.Interface, error) {
 func (lw *listWatch) ListWithContext(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
+	if lw.consistent && o.ResourceVersion == "0" {
+		o.ResourceVersion, o.ResourceVersionMatch = "", ""
+	}
 	list, err := lw.list(ctx, o)
 	var records *recordList
 	if err == nil {

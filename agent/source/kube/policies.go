@@ -19,6 +19,7 @@ type parsed[T any] struct {
 	generation int64
 	good       *T
 	err        error
+	instead    *T // of a bad one that has no good version; may be nil
 }
 
 func convertPolicy(o runtime.Object) any {
@@ -26,13 +27,36 @@ func convertPolicy(o runtime.Object) any {
 }
 
 func convertRule(o runtime.Object) any {
-	return convertIstio(o, func(m istio.Meta, spec any) (*policy.DestinationRule, []istio.FieldError) {
+	p := convertIstio(o, func(m istio.Meta, spec any) (*policy.DestinationRule, []istio.FieldError) {
 		return istio.DestinationRule(m, spec, true)
 	})
+	if u, ok := o.(*unstructured.Unstructured); ok && p.err != nil {
+		p.instead = refusal(u)
+	}
+	return p
 }
 
+// refusal stands for a rule that cannot be used, and refuses connections to its host: it may have asked for mutual TLS,
+// which never falls back to plaintext. Where the host cannot be read there is none. What cannot be read of whom the
+// rule is for does not narrow it.
+func refusal(u *unstructured.Unstructured) *policy.DestinationRule {
+	host, _, _ := unstructured.NestedString(u.Object, "spec", "host")
+	if host == "" {
+		return nil
+	}
+	exportTo, _, _ := unstructured.NestedStringSlice(u.Object, "spec", "exportTo")
+	selector, _, _ := unstructured.NestedStringMap(u.Object, "spec", "workloadSelector", "matchLabels")
+	return &policy.DestinationRule{
+		Namespace: u.GetNamespace(), Name: u.GetName(), Created: u.GetCreationTimestamp().Time,
+		Host: host, ExportTo: exportTo, Selector: selector, TLS: &policy.ClientTLS{Mode: unreadableTLS},
+	}
+}
+
+// unreadableTLS is no mode of the API: clients refuse what they cannot originate.
+const unreadableTLS = policy.TLSMode(255)
+
 // convertIstio judges each object by itself, so that a bad one costs no other.
-func convertIstio[T any](o runtime.Object, read func(istio.Meta, any) (*T, []istio.FieldError)) any {
+func convertIstio[T any](o runtime.Object, read func(istio.Meta, any) (*T, []istio.FieldError)) parsed[T] {
 	u, ok := o.(*unstructured.Unstructured)
 	if !ok {
 		return parsed[T]{err: errors.New("not an object")}
@@ -48,6 +72,15 @@ type entry[T any] struct {
 	generation int64
 	good       *T
 	err        error
+	instead    *T
+}
+
+// inForce is what the index is given.
+func (e entry[T]) inForce() *T {
+	if e.good == nil {
+		return e.instead
+	}
+	return e.good
 }
 
 // istioTable keeps the objects of one Istio kind by namespace.
@@ -57,8 +90,9 @@ type istioTable[T any] struct {
 	objects  map[string]map[string]entry[T]
 	changed  map[string]struct{} // namespaces
 	problems map[objectKey]struct{}
-	dirty    bool // problems changed
-	untold   bool // anything did
+	dirty    bool           // problems changed
+	untold   bool           // anything did
+	ignored  func(*T) error // nil: nothing is
 }
 
 func newIstioTable[T any](kind string, give func(string, []T)) *istioTable[T] {
@@ -80,7 +114,7 @@ func (t *istioTable[T]) set(k objectKey, v any) {
 	}
 	t.objects[k.namespace][k.name] = e
 	t.untold = true
-	if e.good != was.good {
+	if e.inForce() != was.inForce() {
 		t.changed[k.namespace] = struct{}{}
 	}
 	if e.err != nil {
@@ -95,7 +129,7 @@ func (t *istioTable[T]) remove(k objectKey) {
 	all := t.objects[k.namespace]
 	if was, known := all[k.name]; !known {
 		return
-	} else if was.good != nil {
+	} else if was.inForce() != nil {
 		t.changed[k.namespace] = struct{}{}
 	}
 	delete(all, k.name)
@@ -119,8 +153,8 @@ func (t *istioTable[T]) flush() bool {
 		objects := t.objects[namespace]
 		var all []T
 		for _, name := range slices.Sorted(maps.Keys(objects)) {
-			if good := objects[name].good; good != nil {
-				all = append(all, *good)
+			if v := objects[name].inForce(); v != nil {
+				all = append(all, *v)
 			}
 		}
 		t.give(namespace, all)

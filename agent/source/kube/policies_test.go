@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
 	"github.com/culvert-mesh/culvert/policy"
 )
 
@@ -47,6 +49,58 @@ func TestLastGood(t *testing.T) {
 	}
 	if len(table.objects) != 0 {
 		t.Errorf("left behind: %v", table.objects)
+	}
+}
+
+// TestRefusal: a rule that was never readable refuses connections to its host, and gives way to what can be read.
+func TestRefusal(t *testing.T) {
+	const broken = `{"host":"web","exportTo":["."],"workloadSelector":{"matchLabels":{"app":"c"}},"trafficPolicy":{"tls":{"mode":"MUTUALISH"}}}`
+	rule := func(spec string) any {
+		var u unstructured.Unstructured
+		if err := u.UnmarshalJSON([]byte(`{"kind":"DestinationRule","apiVersion":"networking.istio.io/v1",` +
+			`"metadata":{"namespace":"n","name":"r","uid":"u"},"spec":` + spec + `}`)); err != nil {
+			t.Fatal(err)
+		}
+		return convertRule(&u)
+	}
+	var given []policy.DestinationRule
+	table := newIstioTable("DestinationRule", func(_ string, all []policy.DestinationRule) { given = all })
+	look := func(client policy.Workload) policy.ClientAction {
+		table.flush()
+		set := policy.NewRuleSet("", "", given)
+		return set.Lookup(client, policy.Ref{Namespace: "n", Name: "web"}, 80).Client
+	}
+	client := policy.Workload{Namespace: "n", Labels: map[string]string{"app": "c"}}
+	k := objectKey{"n", "r"}
+	for _, step := range []struct {
+		name, spec string
+		want       policy.ClientAction
+	}{
+		{"never good", broken, policy.Originate},
+		{"no host", `{"hots":"web","trafficPolicy":{"tls":{"mode":"ISTIO_MUTUAL"}}}`, policy.Auto},
+		{"no spec", `"web"`, policy.Auto},
+		{"never good, again", `{"host":"web","exportTo":".","trafficPolicy":[]}`, policy.Originate},
+		{"good", `{"host":"web","trafficPolicy":{"tls":{"mode":"ISTIO_MUTUAL"}}}`, policy.Mutual},
+		{"bad after good", broken, policy.Mutual},
+	} {
+		table.set(k, rule(step.spec))
+		if got := look(client); got != step.want {
+			t.Errorf("%s: %v, want %v", step.name, got, step.want)
+		}
+	}
+	table.remove(k)
+	if got := look(client); got != policy.Auto {
+		t.Errorf("removed: %v", got)
+	}
+	table.set(k, rule(broken))
+	for _, other := range []policy.Workload{{Namespace: "m"}, {Namespace: "n"}} {
+		if got := look(other); got != policy.Auto {
+			t.Errorf("a client that it is not for: %v", got)
+		}
+	}
+	table.remove(k)
+	if look(client); len(given) != 0 {
+		t.Errorf("left behind: %+v", given)
 	}
 }
 

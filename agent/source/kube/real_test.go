@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/culvert-mesh/culvert/agent/source"
 	"github.com/culvert-mesh/culvert/agent/source/kube/apitest"
@@ -281,19 +282,20 @@ func TestRealLeastRights(t *testing.T) {
 	a := newApplier(t, server)
 	a.apply(strings.ReplaceAll(agentRole, "pods, services, ", "services, "))
 	a.apply(ownObjects)
+	applyOwnPod(t, a, server)
 	a.apply(readFile(t, "testdata/crds.yaml"))
 	a.apply(defaultPolicy)
 	log := &logged{}
 	s, v := start(t, Options{
-		Config: server.Config("agent-token"), Logger: log.logger(), Namespace: "culvert-system", DaemonSet: "culvert-agent",
+		Config: server.Config("agent-token"), Logger: log.logger(), Namespace: "culvert-system", DaemonSet: "culvert-agent", Pod: "agent-1",
 	})
 	forbidden := func(e map[string]any) bool { return e["reason"] == "Forbidden" }
 	deadline := time.Now().Add(eventually)
-	for len(log.lines(forbidden)) < 2 && time.Now().Before(deadline) {
+	for len(log.lines(forbidden)) < 3 && time.Now().Before(deadline) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	for _, e := range log.lines(forbidden) {
-		if e["resource"] != "pods" {
+		if e["resource"] != "pods" && e["verb"] != "list own pod" {
 			t.Errorf("log: %v", e)
 		}
 	}
@@ -302,7 +304,7 @@ func TestRealLeastRights(t *testing.T) {
 	}
 	a.apply(agentRole)
 	v.wait(t, "the first snapshot", strictIn("default"))
-	if n := len(log.lines(forbidden)); n != 2 { // list and watch, once each
+	if n := len(log.lines(forbidden)); n != 3 { // list and watch, and the own pod, once each
 		t.Errorf("%d lines about what is forbidden", n)
 	}
 	if begun(s, 0) {
@@ -320,10 +322,33 @@ func TestRealLeastRights(t *testing.T) {
 	if begun(s, time.Second) {
 		t.Error("a restart is taken for an uninstallation")
 	}
-	a.delete(strings.Split(ownObjects, "\n---\n")[1])
+	own := strings.Split(ownObjects, "\n---\n")[1]
+	a.delete(own)
+	a.apply(own)
+	if begun(s, time.Second) {
+		t.Error("a DaemonSet that is made anew is taken for an uninstallation")
+	}
+	a.delete(own)
 	if !begun(s, eventually) {
 		t.Error("the uninstallation is not seen")
 	}
+}
+
+// applyOwnPod makes the pod that the agent runs in.
+func applyOwnPod(t *testing.T, a *applier, server *apitest.Server) {
+	t.Helper()
+	set, err := server.Client().AppsV1().DaemonSets("culvert-system").Get(t.Context(), "culvert-agent", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.apply(`
+apiVersion: v1
+kind: Pod
+metadata:
+  name: agent-1
+  namespace: culvert-system
+  ownerReferences: [{apiVersion: apps/v1, kind: DaemonSet, name: culvert-agent, controller: true, uid: ` + string(set.UID) + `}]
+spec: {nodeName: here, hostNetwork: true, containers: [{name: agent, image: i}]}`)
 }
 
 const defaultPolicy = `

@@ -35,8 +35,9 @@ type Options struct {
 	// RootNamespace is the mesh's, for messages; default policy.DefaultRootNamespace.
 	RootNamespace string
 
-	// Namespace and DaemonSet are the agent's own. Without a DaemonSet nobody waits for its end.
-	Namespace, DaemonSet string
+	// Namespace and DaemonSet are the agent's own. Without a DaemonSet nobody waits for its end. Pod is the name of the
+	// agent's pod: it tells which DaemonSet is meant, whatever its name. Without it only the Namespace's end counts.
+	Namespace, DaemonSet, Pod string
 
 	// Policies is told all policies and what is wrong with those that cannot be used, when that changed, every few
 	// seconds at most. It returns at once. May be nil.
@@ -58,13 +59,14 @@ type Source struct {
 	state     *state
 	slots     []*slot
 	jobs      []job
+	trust     *health // of the policies
 	uninstall *uninstall
 }
 
 // job is a feed and what it fills.
 type job struct {
-	feed feed
-	to   sink
+	feed *watchFeed
+	to   *slot
 }
 
 var _ source.Source = (*Source)(nil)
@@ -107,6 +109,7 @@ func New(o Options) (*Source, error) {
 func (s *Source) addResources() error {
 	st := s.state
 	s.addCustom("security.istio.io", "peerauthentications", convertPolicy, st.policies, "v1", "v1beta1")
+	s.trust = s.jobs[0].feed.health
 	s.addCustom("networking.istio.io", "destinationrules", convertRule, st.rules, "v1", "v1beta1", "v1alpha3")
 	for _, r := range []struct {
 		gv       schema.GroupVersion
@@ -140,7 +143,8 @@ func (s *Source) addResources() error {
 			optional: r.resource == "servicecidrs", // since Kubernetes 1.33
 			open:     func(string) endpoint { return at },
 		}
-		s.add(v, r.convert, r.table)
+		// Elsewhere an old state is as good as a slow watch. Of namespaces and policies it could open what was closed.
+		s.add(v, r.convert, r.table).consistent = r.resource == "namespaces"
 	}
 	return nil
 }
@@ -151,17 +155,19 @@ func (s *Source) addCustom(group, resource string, convert converter, t table, p
 		open: func(version string) endpoint {
 			return s.clients.custom(schema.GroupVersionResource{Group: group, Version: version, Resource: resource})
 		},
-	}, convert, t)
+	}, convert, t).consistent = true
 }
 
-func (s *Source) add(v versions, convert converter, t table) {
+func (s *Source) add(v versions, convert converter, t table) *watchFeed {
 	name := v.resource
 	if v.group != "" {
 		name += "." + v.group
 	}
 	slot := newSlot(s.wake, t)
 	s.slots = append(s.slots, slot)
-	s.jobs = append(s.jobs, job{s.feed(name, v, convert), slot})
+	f := s.feed(name, v, convert)
+	s.jobs = append(s.jobs, job{f, slot})
+	return f
 }
 
 func (s *Source) feed(name string, v versions, convert converter) *watchFeed {
@@ -182,6 +188,8 @@ func (s *Source) Run(ctx context.Context, publish func(*source.Snapshot)) error 
 	}
 	tell := time.NewTicker(tellEvery)
 	defer tell.Stop()
+	doubt := time.NewTicker(min(s.options.pace.distrust/10, time.Second))
+	defer doubt.Stop()
 	var last time.Time
 	complete := false
 	for {
@@ -193,6 +201,10 @@ func (s *Source) Run(ctx context.Context, publish func(*source.Snapshot)) error 
 				s.options.Policies(s.state.verdicts())
 			}
 			continue
+		case <-doubt.C:
+			if !complete || !s.state.distrust(s.distrusted()) {
+				continue
+			}
 		case <-s.wake:
 		}
 		sleep(ctx, time.Until(last.Add(publishEvery)))
@@ -211,14 +223,17 @@ func (s *Source) Run(ctx context.Context, publish func(*source.Snapshot)) error 
 
 // update applies what arrived and reports whether everything was read at least once.
 func (s *Source) update() bool {
+	// Asked first: policies that are said to be new by now are in their inbox.
+	distrusted := s.distrusted()
 	complete := true
 	for _, slot := range s.slots {
 		slot.apply()
 		complete = complete && slot.synced
 	}
+	s.state.distrust(distrusted)
 	s.state.flush()
 	return complete
 }
 
-// Uninstalling is closed when the agent's DaemonSet or its namespace is being deleted, or is gone. Errors never count.
-func (s *Source) Uninstalling() <-chan struct{} { return s.uninstall.begun }
+// distrusted reports whether the policies that are known may have been outdated for too long to loosen anything by them.
+func (s *Source) distrusted() bool { return s.trust.stale() > s.options.pace.distrust }

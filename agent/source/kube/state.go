@@ -22,11 +22,13 @@ type state struct {
 	rules    *istioTable[policy.DestinationRule]
 	logged   map[string]string // problems that were reported and still last
 	frozen   []string          // the namespaces that were reported as unreadable
+	outdated bool              // the policies are too old to loosen anything by them
+	doubted  bool              // outdated changed since the last flush
 }
 
 func newState(node, root string, log *slog.Logger) *state {
 	index := source.NewIndex(node)
-	return &state{
+	s := &state{
 		index: index, root: root, log: log,
 		services: newServiceTables(index, node),
 		ranges:   newRangeTables(node),
@@ -34,6 +36,8 @@ func newState(node, root string, log *slog.Logger) *state {
 		rules:    newIstioTable("DestinationRule", index.SetRules),
 		logged:   map[string]string{},
 	}
+	s.policies.ignored = ignored(root)
+	return s
 }
 
 // flush brings the index up to date with the tables.
@@ -46,14 +50,32 @@ func (s *state) flush() {
 	}
 	s.services.flush()
 	policies, rules := s.policies.flush(), s.rules.flush()
-	if policies || rules {
+	if doubted := s.doubted; policies || rules || doubted {
+		s.doubted = false
 		problems, unreadable := s.policies.list()
+		if s.outdated && !slices.Contains(unreadable, "") {
+			unreadable = append([]string{""}, unreadable...)
+		}
 		more, _ := s.rules.list()
 		problems = append(problems, more...)
 		s.index.SetProblems(problems, unreadable)
 		s.report(problems)
 		s.warn(unreadable)
 	}
+}
+
+// distrust says whether the policies that are known are outdated, and reports whether that is new.
+func (s *state) distrust(outdated bool) bool {
+	if outdated == s.outdated {
+		return false
+	}
+	s.outdated, s.doubted = outdated, true
+	if outdated {
+		s.log.Error("policies have not been read for long: until they are, nothing is loosened and new pods start STRICT")
+	} else {
+		s.log.Info("policies are read again")
+	}
+	return true
 }
 
 // report logs each problem when it appears and once more when it is gone.
@@ -90,7 +112,7 @@ func (s *state) warn(unreadable []string) {
 		if namespace == "" || namespace == s.root {
 			where = "every namespace"
 		}
-		if !slices.Contains(s.frozen, namespace) {
+		if !slices.Contains(s.frozen, namespace) && !(namespace == "" && s.outdated) {
 			s.log.Error("a policy cannot be read and has no earlier version: nothing may be loosened", "where", where)
 		}
 	}
