@@ -68,21 +68,23 @@ type Options struct {
 // pool's lock is never held together with another.
 type tunnel struct {
 	Options
-	log    *slog.Logger
-	grace  time.Duration
-	ids    *identities
-	pool   *pool
-	budget *hbone.Budget
-	group  sync.WaitGroup  // everything but what open connections run in
-	open   sync.WaitGroup  // open connections
-	soft   context.Context // ends when no new work is taken
-	hard   context.Context // ends when open connections must end
+	log       *slog.Logger
+	grace     time.Duration
+	ids       *identities
+	pool      *pool
+	budget    *hbone.Budget
+	group     sync.WaitGroup // everything but what open connections run in, and accepting
+	accepting sync.WaitGroup
+	open      sync.WaitGroup  // open connections
+	soft      context.Context // ends when no new work is taken
+	hard      context.Context // ends when open connections must end
 
 	deliveries deliveries
 	noise      noise
 
 	mu        sync.RWMutex
 	workloads map[uint64]*workload
+	stopped   bool // nothing is accepted any more
 
 	current atomic.Pointer[session] // nil while there is no agent
 }
@@ -97,13 +99,30 @@ func Run(ctx context.Context, options Options) error {
 	defer cancel()
 	t := newTunnel(ctx, hard, options)
 	t.group.Go(func() { t.pool.run(ctx) })
-	t.keepSession(ctx)
+	// What was accepted at the last moment still needs routes and sockets: the agent is left last.
+	attached, leave := context.WithCancel(hard)
+	defer leave()
+	t.group.Go(func() { t.keepSession(attached) })
 
-	t.closeWorkloads()
-	t.group.Wait() // nothing is accepted any more
+	<-ctx.Done()
+	t.stopAccepting()
+	t.accepting.Wait()
 	t.drain(cancel)
+	leave()
+	t.closeWorkloads()
+	t.group.Wait()
 	t.pool.close()
 	return nil
+}
+
+// stopAccepting leaves new connections to another tunnel, which has the same listeners, or to the next one.
+func (t *tunnel) stopAccepting() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stopped = true
+	for _, w := range t.workloads {
+		w.stopAccepting()
+	}
 }
 
 func newTunnel(soft, hard context.Context, options Options) *tunnel {

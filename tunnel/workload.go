@@ -101,6 +101,7 @@ type workload struct {
 	mu        sync.Mutex
 	listeners map[control.ListenerKind][]net.Listener
 	announced uint64 // the session that last told of it
+	stopped   bool   // takes no listeners any more
 	gone      bool
 }
 
@@ -112,18 +113,32 @@ func (w *workload) reserve(a netip.Addr) *reserve {
 	return w.v6
 }
 
-// replace makes l the listener of its kind and lets the one before finish its backlog.
-func (w *workload) replace(kind control.ListenerKind, l []net.Listener) bool {
+// replace makes l the listener of its kind, has accept started for each, and lets the one before finish its backlog.
+func (w *workload) replace(kind control.ListenerKind, l []net.Listener, accept func(net.Listener)) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.gone {
+	if w.gone || w.stopped {
 		return false
 	}
 	for _, old := range w.listeners[kind] {
 		drainListener(old)
 	}
 	w.listeners[kind] = l
+	for _, one := range l {
+		accept(one)
+	}
 	return true
+}
+
+// stopAccepting closes the listeners and takes no others. What was accepted goes on.
+func (w *workload) stopAccepting() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stopped = true
+	for _, ls := range w.listeners {
+		closeListeners(ls)
+	}
+	w.listeners = map[control.ListenerKind][]net.Listener{}
 }
 
 func drainListener(l net.Listener) {
@@ -199,6 +214,7 @@ func (t *tunnel) announce(session uint64, m *control.Workload, files []*os.File)
 	w := t.workloads[m.GetId()]
 	if w == nil {
 		w = t.newWorkload(m.GetId())
+		w.stopped = t.stopped
 		t.workloads[m.GetId()] = w
 	}
 	w.spec.Store(s)
@@ -209,12 +225,10 @@ func (t *tunnel) announce(session uint64, m *control.Workload, files []*os.File)
 	t.mu.Unlock()
 
 	for kind, ls := range listeners {
-		if !w.replace(kind, ls) {
+		// Started under the workload's lock, so that whoever stops accepting knows of all that accept.
+		start := func(l net.Listener) { t.accepting.Go(func() { t.accept(w, kind, l.(*net.TCPListener)) }) }
+		if !w.replace(kind, ls, start) {
 			closeListeners(ls)
-			continue
-		}
-		for _, l := range ls {
-			t.group.Go(func() { t.accept(w, kind, l.(*net.TCPListener)) })
 		}
 	}
 	if fresh {

@@ -182,10 +182,13 @@ func (t *serviceTables) flush() {
 	clear(t.changed)
 }
 
+// maxExternal bounds the external addresses of one Service: each is an entry in a map of every node's kernel.
+const maxExternal = 64
+
 // claimable leaves out external addresses that are the cluster's own: anyone who may write a Service can claim any.
 func (t *serviceTables) claimable(claimed []netip.Addr) []netip.Addr {
 	var all []netip.Addr
-	for _, a := range claimed {
+	for _, a := range claimed[:min(len(claimed), maxExternal)] {
 		inside := slices.ContainsFunc(t.ranges, func(p netip.Prefix) bool { return p.Contains(a) })
 		if !inside && t.cluster[a] == 0 {
 			all = append(all, a)
