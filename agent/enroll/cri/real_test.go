@@ -16,7 +16,7 @@ import (
 func TestRealRuntime(t *testing.T) {
 	socket := os.Getenv("CULVERT_CRI_SOCKET")
 	if socket == "" {
-		t.Skip("CULVERT_CRI_SOCKET names no runtime; e2e runs this on the cluster's nodes")
+		t.Skip("CULVERT_CRI_SOCKET names no runtime: this test is run by hand on a node; TestContainerd starts a runtime of its own")
 	}
 	r := open(t, Options{Socket: socket})
 	version, err := r.Version(t.Context())
