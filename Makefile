@@ -45,6 +45,10 @@ e2e: go ## a two-node Kubernetes cluster on this machine, Culvert installed, eve
 	@scripts/need-root 'make e2e' 'it makes a cluster: network namespaces, containers, BPF programs'
 	@scripts/e2e $(ARGS)
 
+.PHONY: e2e-identity
+e2e-identity: go ## SVIDs from the real istiod and the real SPIRE, built from their modules (minutes when new); ARGS='-run Rotation -v'
+	@scripts/e2e-identity $(ARGS)
+
 .PHONY: bench
 bench: go ## direct TCP, a copy relay and HBONE side by side; ARGS='--rounds 3 --duration 2s'
 	$(GO) run ./e2e/bench $(ARGS)

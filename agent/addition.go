@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +21,7 @@ type addition struct {
 	request *cni.Request
 	netns   *os.File
 	answer  chan cni.Response // takes one
+	svid    <-chan struct{}   // set before the answer: closed when the pod's SVID is there; nil: nothing to wait for
 }
 
 func (x *addition) ref() string { return x.request.PodNamespace + "/" + x.request.PodName }
@@ -51,10 +53,25 @@ func (h attachments) Add(ctx context.Context, r *cni.Request, netns *os.File) (c
 	}
 	select {
 	case answer := <-x.answer:
+		x.awaitSVID(ctx)
 		return answer, nil
 	case <-ctx.Done():
 		h.agent.post(func() { h.agent.giveUp(x) })
 		return cni.Response{}, fmt.Errorf("pod %s is not known from the API server yet: %w", x.ref(), ctx.Err())
+	}
+}
+
+// awaitSVID lets a pod start with an SVID, if there is one soon: its first connection may be its first act.
+func (x *addition) awaitSVID(ctx context.Context) {
+	if x.svid == nil {
+		return
+	}
+	patience := time.NewTimer(svidPatience)
+	defer patience.Stop()
+	select {
+	case <-x.svid:
+	case <-patience.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -209,6 +226,9 @@ func (a *Agent) tryAdd(x *addition) bool {
 		a.notEnrolled(listed, err)
 		x.answer <- cni.Response{Error: &cni.Error{Msg: "pod " + x.ref() + " not enrolled", Details: err.Error(), Retry: true}}
 		return true
+	}
+	if w := a.byPod[x.ref()]; w != nil {
+		x.svid = a.keeper.Ready(w.identity)
 	}
 	x.answer <- cni.Response{Enrolled: true}
 	return true

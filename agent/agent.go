@@ -10,14 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/culvert-mesh/culvert/agent/datapath"
 	"github.com/culvert-mesh/culvert/agent/enroll"
@@ -32,9 +29,7 @@ const (
 	// tickInterval is how often pods are checked for having vanished, and failed enrolments retried.
 	tickInterval = 500 * time.Millisecond
 	eventBacklog = 1024
-	// svidGrace is how long an SVID outlives the last pod that used it: pods are replaced all the time.
-	svidGrace  = time.Minute
-	maxClosers = 4
+	maxClosers   = 4
 	// maxLoggedProblems bounds what one snapshot may write to the log.
 	maxLoggedProblems = 20
 	maxSessions       = 16
@@ -69,6 +64,11 @@ type Options struct {
 	Kubelet func() (cgroup string, err error)
 	// Retiring is closed when the agent is about to go for good: no pod's start waits for it any more. May be nil.
 	Retiring <-chan struct{}
+	// TrustDomainAliases are earlier or other names of the own trust domain, whose members are peers too.
+	TrustDomainAliases []spiffeid.TrustDomain
+	// AdminPath is the unix socket on which people on this node are answered; empty: they are not.
+	AdminPath string
+	Version   string // of the program, for those who ask
 	// OnReady is called once, when the first snapshot holds. May be nil.
 	OnReady func()
 }
@@ -83,34 +83,37 @@ type Agent struct {
 	ctx    context.Context
 	tasks  sync.WaitGroup
 
-	snapshot     *source.Snapshot
-	skipped      bool // a snapshot was left out: the next one's Changes do not tell all
-	policies     *policy.Set
-	rules        *policy.RuleSet
-	workloads    map[uint64]*workload
-	byPod        map[string]*workload   // "namespace/name"
-	wanted       map[string]*source.Pod // of this node, as the snapshot has them
-	unenrollable map[string]string      // pod -> why, as last logged
-	searches     map[string]*search     // pods whose namespace is looked for
-	searchers    chan struct{}          // bounds how many at once
-	ended        map[string]ending      // pods whose runtime took the sandbox down
-	lingering    map[uint64]string      // cookie -> sandbox of pods that are no object any more, and may still run
-	unclaimed    map[uint64]time.Time   // cookie -> since when no pod is known for it
-	undecided    bool                   // a pod's Namespace is not known yet
-	mail         mailbox
-	retiring     bool
-	additions    map[*addition]struct{}  // pods being started, of which the source knows nothing yet
-	outside      map[netip.Addr]struct{} // known addresses outside of all ranges
-	sessions     map[*session]struct{}
-	sweeps       []sweep
-	closing      sync.WaitGroup
-	closers      chan struct{} // bounds how many pods\' connections are closed at once
-	generation   uint64
-	unresolved   bool                 // a local pod's namespace is not known: state without an owner may be its
-	touched      touched              // what routes have to follow since they were last told
-	incomplete   bool                 // the kernel did not take all of it
-	problems     map[problem]struct{} // of the source, as last logged
-	reported     map[string]string
+	snapshot      *source.Snapshot
+	skipped       bool // a snapshot was left out: the next one's Changes do not tell all
+	policies      *policy.Set
+	rules         *policy.RuleSet
+	workloads     map[uint64]*workload
+	byPod         map[string]*workload   // "namespace/name"
+	wanted        map[string]*source.Pod // of this node, as the snapshot has them
+	unenrollable  map[string]string      // pod -> why, as last logged
+	searches      map[string]*search     // pods whose namespace is looked for
+	searchers     chan struct{}          // bounds how many at once
+	ended         map[string]ending      // pods whose runtime took the sandbox down
+	lingering     map[uint64]string      // cookie -> sandbox of pods that are no object any more, and may still run
+	unclaimed     map[uint64]time.Time   // cookie -> since when no pod is known for it
+	undecided     bool                   // a pod's Namespace is not known yet
+	mail          mailbox
+	retiring      bool
+	additions     map[*addition]struct{}  // pods being started, of which the source knows nothing yet
+	outside       map[netip.Addr]struct{} // known addresses outside of all ranges
+	sessions      map[*session]struct{}
+	sweeps        []sweep
+	closing       sync.WaitGroup
+	closers       chan struct{} // bounds how many pods\' connections are closed at once
+	generation    uint64
+	verifications uint64                              // numbers what is in verifying
+	unresolved    bool                                // a local pod's namespace is not known: state without an owner may be its
+	touched       touched                             // what routes have to follow since they were last told
+	incomplete    bool                                // the kernel did not take all of it
+	problems      map[problem]struct{}                // of the source, as last logged
+	domains       map[spiffeid.TrustDomain]struct{}   // whose roots the tunnels were told
+	verifying     map[uint64]chan<- *control.Verified // handshakes that a tunnel makes for people, by number
+	reported      map[string]string
 }
 
 // Run is the agent. It returns when ctx ends, leaving the kernel state in force for its successor, or when
@@ -129,6 +132,10 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("datapath: %w", err), listener.Close(), closeCNI(attached))
 	}
+	people, err := listenAdmin(o.AdminPath)
+	if err != nil {
+		return errors.Join(err, listener.Close(), closeCNI(attached), path.Close())
+	}
 	ctx, stop := context.WithCancel(ctx)
 	a := &Agent{
 		Options: o, log: o.Logger, path: path,
@@ -137,22 +144,11 @@ func Run(ctx context.Context, o Options) error {
 		unenrollable: map[string]string{}, reported: map[string]string{},
 		searches: map[string]*search{}, ended: map[string]ending{}, lingering: map[uint64]string{}, unclaimed: map[uint64]time.Time{}, additions: map[*addition]struct{}{},
 		sessions:  map[*session]struct{}{},
+		verifying: map[uint64]chan<- *control.Verified{},
 		closers:   make(chan struct{}, maxClosers),
 		searchers: make(chan struct{}, maxSearches),
 	}
-	a.keeper = identity.NewKeeper(o.Issuer, a.log, func(s *x509svid.SVID) {
-		a.post(func() {
-			if a.keeper.Uses(s.ID) {
-				a.tellSVID(s, slices.Collect(maps.Keys(a.sessions))...)
-			}
-		})
-	}, identity.Grace(svidGrace), identity.OnDrop(func(id spiffeid.ID) {
-		a.post(func() {
-			if !a.keeper.Uses(id) {
-				a.broadcast(svidGoneMessage(id))
-			}
-		})
-	}))
+	a.keeper = a.newKeeper()
 
 	failed := make(chan error, 8)
 	start := func(name string, f func(context.Context) error) {
@@ -167,6 +163,9 @@ func Run(ctx context.Context, o Options) error {
 	})
 	if attached != nil {
 		start("CNI socket", func(ctx context.Context) error { return cni.Serve(ctx, attached, attachments{a}, a.log) })
+	}
+	if people != nil {
+		start("admin socket", a.serveAdmin(people))
 	}
 	start("trust bundle", a.followBundle)
 	start("kubelet", a.followKubelet)

@@ -291,7 +291,7 @@ func (a *Agent) enrollPod(listed, pod *source.Pod, netns *enroll.Netns, containe
 	delete(a.ended, pod.Ref())
 	delete(a.lingering, cookie)
 	delete(a.unclaimed, cookie)
-	a.keeper.Use(id)
+	a.keeper.Use(w.principal())
 	a.announce(w)
 	a.closePlaintext(w)
 	a.log.Info("pod enrolled", "workload", pod.Ref(), "identity", id.String(), "netns", netns.String(), "cookie", cookie)

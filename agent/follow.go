@@ -14,36 +14,6 @@ const (
 	kubeletLookup = 15 * time.Second
 )
 
-// changingBundle is an Issuer whose roots may become others.
-type changingBundle interface {
-	// Changed returns a channel that is closed when Bundle is to return something else. Whoever asks for the channel
-	// first and for the bundle then misses none.
-	Changed() <-chan struct{}
-}
-
-// followBundle tells the tunnels new roots.
-func (a *Agent) followBundle(ctx context.Context) error {
-	issuer, ok := a.Issuer.(changingBundle)
-	if !ok {
-		return nil
-	}
-	for {
-		changed := issuer.Changed()
-		a.post(func() {
-			bundle := a.keeper.Bundle()
-			a.log.Info("trust bundle", "trust_domain", bundle.TrustDomain().Name(), "roots", len(bundle.X509Authorities()))
-			for s := range a.sessions {
-				s.send(bundleMessage(bundle))
-			}
-		})
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
 // followKubelet keeps the kubelet's own connections exempt from STRICT, wherever it runs.
 func (a *Agent) followKubelet(ctx context.Context) error {
 	if a.Kubelet == nil {

@@ -209,7 +209,7 @@ func (a *Agent) applyModes(w *workload) {
 		a.policyFailed(w, err)
 		return
 	}
-	w.modes = modes
+	w.setModes(modes)
 	a.announceUpdate(w)
 	if err := a.path.SetPolicy(w.id, modes); err != nil {
 		a.policyFailed(w, err)
@@ -229,7 +229,7 @@ func (a *Agent) policyFailed(w *workload, err error) {
 	if err != nil || !found {
 		modes = policy.Modes{Default: policy.Strict}
 	}
-	w.modes = modes
+	w.setModes(modes)
 	a.announceUpdate(w)
 	a.closePlaintext(w)
 }
@@ -272,7 +272,10 @@ func (a *Agent) closeNow(w *workload) {
 		defer netns.Close()
 		a.closers <- struct{}{}
 		defer func() { <-a.closers }()
-		strict := func(port uint16) bool { return modes.ForPort(port) == policy.Strict }
+		// A port may have been loosened since: what was opened then is there by right.
+		strict := func(port uint16) bool {
+			return modes.ForPort(port) == policy.Strict && w.latest.Load().ForPort(port) == policy.Strict
+		}
 		closed, err := a.path.ClosePlaintext(netns, w.id, strict)
 		if err != nil && !errors.Is(err, os.ErrClosed) {
 			a.log.Error("open plaintext connections not closed", "workload", ref, "error", err)

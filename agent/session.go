@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,9 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/culvert-mesh/culvert/agent/datapath"
 	"github.com/culvert-mesh/culvert/tunnel/control"
@@ -39,6 +36,9 @@ type session struct {
 	unknown map[destination]struct{}
 
 	waiting atomic.Int64 // sockets in the queue
+
+	expected uint32                   // how many SVIDs it has yet to name that it holds; the loop's
+	holds    map[spiffeid.ID]struct{} // those that it named; nil once all are
 }
 
 // forgetRoutes drops what was asked for a workload that is gone: no tunnel forgets those one by one.
@@ -187,6 +187,10 @@ func (a *Agent) read(s *session) {
 			a.post(func() { a.sockets(s, m.NeedSockets) })
 		case *control.FromTunnel_RouteRequest:
 			a.post(func() { a.route(s, m.RouteRequest) })
+		case *control.FromTunnel_Holding:
+			a.post(func() { a.holding(s, m.Holding) })
+		case *control.FromTunnel_Verified:
+			a.post(func() { a.verified(m.Verified) })
 		}
 	}
 }
@@ -203,27 +207,19 @@ func (a *Agent) welcome(s *session, hello *control.Hello) {
 		s.conn.Close()
 		return
 	}
-	s.send(outgoing{message: &control.FromAgent{Message: &control.FromAgent_Welcome{Welcome: &control.Welcome{
-		Version: protocolVersion, Node: a.Node, TrustDomain: a.TrustDomain.Name()}}}})
-	s.send(bundleMessage(a.keeper.Bundle()))
-	a.sessions[s] = struct{}{}
-	for _, svid := range a.keeper.Current() {
-		a.tellSVID(svid, s)
+	s.send(outgoing{message: a.welcomeMessage()})
+	for _, bundle := range a.keeper.Bundles() {
+		if !bundle.Empty() { // not known yet, while the tunnel may have them from an earlier agent
+			s.send(bundleMessage(bundle))
+		}
 	}
+	a.sessions[s] = struct{}{}
+	for _, id := range a.keeper.Identities() {
+		a.tellSVID(id, s)
+	}
+	a.expectHoldings(s, hello.Holdings)
 	for _, w := range a.workloads {
 		a.announceTo(s, w)
-	}
-}
-
-// tellSVID gives an SVID to the tunnels.
-func (a *Agent) tellSVID(svid *x509svid.SVID, to ...*session) {
-	o, err := svidMessage(svid)
-	if err != nil {
-		a.log.Error("SVID not handed over", "error", err)
-		return
-	}
-	for _, s := range to {
-		s.send(o)
 	}
 }
 
@@ -293,31 +289,4 @@ func goneMessage(id uint64) *control.FromAgent {
 
 func routeMessage(r *control.Route) outgoing {
 	return outgoing{message: &control.FromAgent{Message: &control.FromAgent_Route{Route: r}}}
-}
-
-// bundleMessage carries the roots of the own trust domain.
-func bundleMessage(b *x509bundle.Bundle) outgoing {
-	m := &control.Bundle{TrustDomain: b.TrustDomain().Name()}
-	for _, root := range b.X509Authorities() {
-		m.Roots = append(m.Roots, root.Raw)
-	}
-	return outgoing{message: &control.FromAgent{Message: &control.FromAgent_Bundle{Bundle: m}}}
-}
-
-// svidGoneMessage takes an identity back that no pod of the node has any more.
-func svidGoneMessage(id spiffeid.ID) outgoing {
-	return outgoing{message: &control.FromAgent{Message: &control.FromAgent_Svid{Svid: &control.SVID{Identity: id.String()}}}}
-}
-
-// svidMessage carries a certificate chain and its key. The tunnel is the only one that gets to read it.
-func svidMessage(s *x509svid.SVID) (outgoing, error) {
-	key, err := x509.MarshalPKCS8PrivateKey(s.PrivateKey)
-	if err != nil {
-		return outgoing{}, fmt.Errorf("SVID %s: key: %w", s.ID, err)
-	}
-	m := &control.SVID{Identity: s.ID.String(), Key: key}
-	for _, c := range s.Certificates {
-		m.Chain = append(m.Chain, c.Raw)
-	}
-	return outgoing{message: &control.FromAgent{Message: &control.FromAgent_Svid{Svid: m}}}, nil
 }

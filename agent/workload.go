@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -33,7 +34,8 @@ type workload struct {
 	netns     *enroll.Netns
 	listeners []listener
 	decision  policy.Decision
-	modes     policy.Modes // what the kernel enforces
+	modes     policy.Modes                 // what the kernel enforces
+	latest    atomic.Pointer[policy.Modes] // the same, for those that close connections beside the loop
 }
 
 // listener is a listening socket inside the pod. The agent keeps it too, so that connections wait in its
@@ -51,6 +53,12 @@ func (l listener) kind() control.ListenerKind {
 		return control.ListenerKind_LISTENER_KIND_OUTBOUND
 	}
 	return control.ListenerKind_LISTENER_KIND_HBONE
+}
+
+// setModes is called before the kernel is loosened, and after it was tightened.
+func (w *workload) setModes(m policy.Modes) {
+	w.modes = m
+	w.latest.Store(&m)
 }
 
 // isPlaceOf reports whether the workload is where the pod is now, as the pod's identity is. An address may not be
@@ -110,7 +118,7 @@ func (a *Agent) attach(w *workload) error {
 	if err := a.path.SetPolicy(w.id, modes); err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
-	w.modes = modes
+	w.setModes(modes)
 	if err := a.listen(w); err != nil {
 		return err
 	}
@@ -206,7 +214,7 @@ func (a *Agent) letGo(w *workload) {
 		s.forgetRoutes(w.id)
 	}
 	a.broadcast(outgoing{message: goneMessage(w.id)})
-	a.keeper.Release(w.identity)
+	a.keeper.Release(w.principal())
 	w.close()
 }
 

@@ -72,9 +72,9 @@ func (r *record) refused(reason string) {
 	r.log.LogAttrs(context.Background(), slog.LevelInfo, "connection refused", append(r.attributes(), slog.String("reason", reason))...)
 }
 
-func logHandshake(log *slog.Logger, direction, source, destination string, h handshake, peer net.Addr) {
+func logHandshake(log *slog.Logger, direction, source, destination string, p *proof, peer net.Addr) {
 	log.Debug("TLS handshake complete", "direction", direction, "source", source, "destination", destination,
-		"tls_version", tls.VersionName(h.version), "cipher", tls.CipherSuiteName(h.cipher), "peer", peer.String())
+		"tls_version", tls.VersionName(p.version), "cipher", tls.CipherSuiteName(p.cipher), "peer", peer.String())
 }
 
 const (

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -13,82 +14,140 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
 )
 
-// handshake is what one TLS handshake proved.
-type handshake struct {
-	peer    spiffeid.ID
-	expires time.Time // the earlier end of the two certificates: the connection proves nothing after it
-	version uint16
-	cipher  uint16
+// clockSkew is how far a peer's certificate may begin in the future: authorities' clocks are not ours. Ends are kept
+// to the second.
+const clockSkew = 5 * time.Minute
+
+// proof is what one TLS handshake proved. Its fields do not change once the handshake is complete.
+type proof struct {
+	own, peer spiffeid.ID
+	chain     []*x509.Certificate // the peer's
+	expires   time.Time           // the earlier end of the two sides' certificates: nothing is proved after it
+	version   uint16
+	cipher    uint16
+	checked   atomic.Uint64 // identities.trust of the last time that the chain was good
 }
 
-// verify authenticates a certificate chain, the peer's or our own, against the roots as they are now.
-func (s *identities) verify(chain []*x509.Certificate) (spiffeid.ID, error) {
+// verify authenticates a certificate chain that a peer of own presents, against the roots as they are now. expires is
+// the end of whatever ends first among the certificates that lead to a root.
+func (s *identities) verify(own spiffeid.ID, chain []*x509.Certificate) (id spiffeid.ID, expires time.Time, err error) {
 	if len(chain) == 0 {
-		return spiffeid.ID{}, errors.New("no certificate presented")
+		return id, expires, errors.New("no certificate presented")
 	}
-	id, err := x509svid.IDFromCert(chain[0])
+	id, err = x509svid.IDFromCert(chain[0])
 	if err != nil {
-		return spiffeid.ID{}, fmt.Errorf("certificate identity: %w", err)
+		return id, expires, fmt.Errorf("certificate identity: %w", err)
 	}
-	if !s.accepts(id.TrustDomain()) {
-		return spiffeid.ID{}, fmt.Errorf("%s: trust domain not accepted", id)
+	if !s.accepts(own, id.TrustDomain()) {
+		return id, expires, fmt.Errorf("%s: trust domain not accepted", id)
 	}
-	if _, _, err := x509svid.Verify(chain, s); err != nil {
-		return spiffeid.ID{}, fmt.Errorf("%s: %w", id, err)
+	now := time.Now()
+	if begin := chain[0].NotBefore; begin.After(now) && begin.Sub(now) <= clockSkew {
+		now = begin
 	}
-	return id, nil
+	_, paths, err := x509svid.Verify(chain, s, x509svid.WithTime(now))
+	if err != nil {
+		return id, expires, fmt.Errorf("%s: %w", id, err)
+	}
+	return id, latestEnd(paths), nil
 }
 
-// clientTLS authenticates as source and accepts nobody but destination. The checks are in VerifyConnection,
-// which also runs for resumed connections. The handshake is filled in once it is complete.
-func (s *identities) clientTLS(source, destination spiffeid.ID, done *handshake) (*tls.Config, error) {
-	certificate, err := s.certificate(source)
-	if err != nil {
-		return nil, err
+// latestEnd returns until when at least one of the paths holds.
+func latestEnd(paths [][]*x509.Certificate) (latest time.Time) {
+	for _, path := range paths {
+		end := path[0].NotAfter
+		for _, c := range path[1:] {
+			end = earlier(end, c.NotAfter)
+		}
+		if end.After(latest) {
+			latest = end
+		}
 	}
+	return latest
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// stands says whether what was proved still holds: for a new stream of a connection that is open already. It costs
+// next to nothing unless less is trusted than the last time.
+func (s *identities) stands(p *proof) error {
+	if time.Now().After(p.expires) {
+		return fmt.Errorf("connection of %s and %s: %w since the handshake", p.own, p.peer, errExpired)
+	}
+	trust := s.trust.Load()
+	if p.checked.Load() == trust {
+		return nil
+	}
+	if _, _, err := s.verify(p.own, p.chain); err != nil {
+		return fmt.Errorf("no longer trusted: %w", err)
+	}
+	p.checked.Store(trust)
+	return nil
+}
+
+// complete verifies the peer of a handshake and fills in what it proves.
+func (s *identities) complete(p *proof, own *svid, state tls.ConnectionState) error {
+	p.checked.Store(s.trust.Load()) // first: what changes meanwhile has the chain verified again
+	id, expires, err := s.verify(own.id, state.PeerCertificates)
+	if err != nil {
+		return err
+	}
+	p.own, p.peer, p.chain = own.id, id, state.PeerCertificates
+	p.expires = earlier(expires, own.certificate.Leaf.NotAfter)
+	p.version, p.cipher = state.Version, state.CipherSuite
+	return nil
+}
+
+// clientTLS authenticates as own, which the caller has acquired, and accepts nobody but destination. The checks are in
+// VerifyConnection, which also runs for resumed connections (of which there are none: tickets are off, and a client
+// without a session cache never resumes). p is filled in once the handshake is complete; observe, which may be nil,
+// sees it before the peer is verified.
+func (s *identities) clientTLS(own *svid, destination spiffeid.ID, p *proof, observe func(tls.ConnectionState)) *tls.Config {
 	config := hbone.BaseTLSConfig(false)
 	config.InsecureSkipVerify = true // names are not checked; VerifyConnection checks the SPIFFE ID
-	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate, nil }
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return own.certificate, nil }
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		id, err := s.verify(state.PeerCertificates)
-		if err != nil {
+		if observe != nil {
+			observe(state)
+		}
+		if err := s.complete(p, own, state); err != nil {
 			return err
 		}
-		if id != destination {
-			return fmt.Errorf("peer is %s, want %s", id, destination)
+		if p.peer != destination {
+			return fmt.Errorf("peer is %s, want %s", p.peer, destination)
 		}
-		*done = completed(id, certificate, state)
 		return nil
 	}
-	return config, nil
+	return config
 }
 
-// serverTLS authenticates as own and accepts every identity of our trust domain.
-func (s *identities) serverTLS(own spiffeid.ID, done *handshake) (*tls.Config, error) {
-	certificate, err := s.certificate(own)
-	if err != nil {
-		return nil, err
-	}
-	config := hbone.BaseTLSConfig(false)
+// serverTLS authenticates as own and accepts every identity of our trust domain and of those that own federates with.
+// The certificate is the one of the moment when the client asks for it. release must be called after the handshake.
+func (s *identities) serverTLS(own spiffeid.ID, p *proof) (config *tls.Config, release func()) {
+	var held *svid
+	config = hbone.BaseTLSConfig(false)
 	config.ClientAuth = tls.RequireAnyClientCert
-	config.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate, nil }
-	config.VerifyConnection = func(state tls.ConnectionState) error {
-		id, err := s.verify(state.PeerCertificates)
-		if err != nil {
-			return err
+	config.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if held == nil {
+			v, err := s.acquire(own)
+			if err != nil {
+				return nil, err
+			}
+			held = v
 		}
-		*done = completed(id, certificate, state)
-		return nil
+		return held.certificate, nil
 	}
-	return config, nil
-}
-
-func completed(peer spiffeid.ID, own *tls.Certificate, state tls.ConnectionState) handshake {
-	expires := state.PeerCertificates[0].NotAfter
-	if own.Leaf.NotAfter.Before(expires) {
-		expires = own.Leaf.NotAfter
+	config.VerifyConnection = func(state tls.ConnectionState) error { return s.complete(p, held, state) }
+	return config, func() {
+		if held != nil {
+			held.key.release()
+		}
 	}
-	return handshake{peer: peer, expires: expires, version: state.Version, cipher: state.CipherSuite}
 }
 
 // authorizeLocal is the authorisation of the wire for two workloads of this node: each side must hold a
@@ -97,30 +156,17 @@ func (s *identities) authorizeLocal(source, expected, actual spiffeid.ID) error 
 	if expected != actual {
 		return fmt.Errorf("peer is %s, want %s", actual, expected)
 	}
-	for _, id := range []spiffeid.ID{source, actual} {
-		certificate, err := s.certificate(id)
-		if err != nil {
-			return err
-		}
-		chain, err := parseChain(certificate)
-		if err != nil {
-			return fmt.Errorf("identity %s: %w", id, err)
-		}
-		if _, err := s.verify(chain); err != nil {
-			return err
-		}
+	from, err := s.usable(source)
+	if err != nil {
+		return err
 	}
-	return nil
-}
-
-func parseChain(certificate *tls.Certificate) ([]*x509.Certificate, error) {
-	chain := []*x509.Certificate{certificate.Leaf}
-	for _, der := range certificate.Certificate[1:] {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, err
-		}
-		chain = append(chain, c)
+	to, err := s.usable(actual)
+	if err != nil {
+		return err
 	}
-	return chain, nil
+	if _, _, err := s.verify(source, to.chain); err != nil {
+		return err
+	}
+	_, _, err = s.verify(actual, from.chain)
+	return err
 }

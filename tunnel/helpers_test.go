@@ -3,19 +3,12 @@ package tunnel
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,60 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/tunnel/control"
 )
-
-// authority signs for a trust domain.
-type authority struct {
-	domain string
-	root   *x509.Certificate
-	key    *ecdsa.PrivateKey
-}
-
-func newAuthority(t *testing.T, domain string) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: domain}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must(t, err)
-	root, err := x509.ParseCertificate(der)
-	must(t, err)
-	return &authority{domain: domain, root: root, key: key}
-}
-
-func (a *authority) id(account string) string {
-	return "spiffe://" + a.domain + "/ns/default/sa/" + account
-}
-
-func (a *authority) svid(t *testing.T, id string, expires time.Time) *control.FromAgent {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	uri, err := url.Parse(id)
-	must(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), URIs: []*url.URL{uri},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: expires, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}
-	leaf, err := x509.CreateCertificate(rand.Reader, template, a.root, key.Public(), a.key)
-	must(t, err)
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	must(t, err)
-	return &control.FromAgent{Message: &control.FromAgent_Svid{
-		Svid: &control.SVID{Identity: id, Chain: [][]byte{leaf}, Key: pkcs8}}}
-}
-
-func (a *authority) bundle() *control.FromAgent {
-	return &control.FromAgent{Message: &control.FromAgent_Bundle{
-		Bundle: &control.Bundle{TrustDomain: a.domain, Roots: [][]byte{a.root.Raw}}}}
-}
 
 // fakeRedirection stands for the kernel: the destination belongs to the listener, and a delivery socket
 // is connected to the application here, where the kernel would swap the addresses.
@@ -112,6 +56,7 @@ type node struct {
 	path        string
 	redirection *fakeRedirection
 	logs        *syncBuffer
+	tunnel      *tunnel // as started last
 	stop        func() error
 
 	agent    *fakeAgent
@@ -120,6 +65,10 @@ type node struct {
 	files    map[int][]*os.File   // of messages
 	sameNode SameNodeMode
 	stingy   bool // hand out no sockets
+
+	mu   sync.Mutex
+	conn *control.Conn // of the tunnel that is connected
+	said []*control.FromTunnel
 }
 
 type syncBuffer struct {
@@ -197,19 +146,23 @@ func (n *node) start() {
 	n.t.Helper()
 	n.agent = n.startAgent()
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
+	hard, abort := context.WithCancel(context.Background())
+	n.tunnel = newTunnel(ctx, hard, Options{
+		ControlPath: n.path, DrainTimeout: 100 * time.Millisecond, AgentGrace: time.Second, SameNode: n.sameNode,
+		Redirection: n.redirection,
+		Logger:      slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	done := make(chan struct{})
 	go func() {
-		done <- Run(ctx, Options{
-			ControlPath: n.path, DrainTimeout: 100 * time.Millisecond, AgentGrace: time.Second, SameNode: n.sameNode,
-			Redirection: n.redirection,
-			Logger:      slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		})
+		defer close(done)
+		defer abort()
+		n.tunnel.run(abort)
 	}()
 	n.stop = sync.OnceValue(func() error {
 		cancel()
 		select {
-		case err := <-done:
-			return err
+		case <-done:
+			return nil
 		case <-time.After(10 * time.Second):
 			return errors.New("tunnel did not end")
 		}
@@ -238,6 +191,9 @@ func (n *node) await(text string) {
 type fakeAgent struct{ stop func() }
 
 func (n *node) startAgent() *fakeAgent {
+	n.mu.Lock()
+	n.conn, n.said = nil, nil
+	n.mu.Unlock()
 	l, err := control.Listen(n.path, control.ListenOptions{UID: -1, GID: -1})
 	must(n.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -263,11 +219,17 @@ func (n *node) serveAgent(ctx context.Context, c *control.Conn) {
 			return
 		}
 	}
+	n.mu.Lock()
+	n.conn, n.said = c, nil
+	n.mu.Unlock()
 	for {
 		m, _, err := c.ReceiveFromTunnel()
 		if err != nil {
 			return
 		}
+		n.mu.Lock()
+		n.said = append(n.said, m)
+		n.mu.Unlock()
 		if need := m.GetNeedSockets(); need != nil && !n.stingy {
 			n.sendSockets(c, need)
 		}
@@ -297,6 +259,53 @@ func (n *node) sendRoute(c *control.Conn, ask *control.RouteRequest) {
 	}
 	answer := &control.Route{Workload: ask.GetWorkload(), Address: ask.GetAddress(), Port: ask.GetPort(), Endpoints: route.Endpoints, Reason: route.Reason}
 	_ = c.Send(&control.FromAgent{Message: &control.FromAgent_Route{Route: answer}})
+}
+
+// push sends messages to the tunnel that is connected.
+func (n *node) push(messages ...*control.FromAgent) {
+	n.t.Helper()
+	var c *control.Conn
+	n.eventually("an agent that has said everything", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		c = n.conn
+		return c != nil
+	})
+	for _, m := range messages {
+		must(n.t, c.Send(m))
+	}
+}
+
+// give pushes an SVID and waits until the tunnel has taken it.
+func (n *node) give(m *control.FromAgent) {
+	n.t.Helper()
+	id := spiffeid.RequireFromString(m.GetSvid().GetIdentity())
+	n.push(m)
+	n.eventually("the SVID", func() bool {
+		v, err := n.tunnel.ids.usable(id)
+		return err == nil && bytes.Equal(v.certificate.Certificate[0], m.GetSvid().GetChain()[0])
+	})
+}
+
+// heard returns what the tunnel that is connected has said, apart from sockets and routes.
+func (n *node) heard() (said []*control.FromTunnel) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range n.said {
+		if m.GetNeedSockets() == nil && m.GetRouteRequest() == nil {
+			said = append(said, m)
+		}
+	}
+	return said
+}
+
+func (n *node) eventually(what string, is func() bool) {
+	n.t.Helper()
+	for deadline := time.Now().Add(8 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("not seen: %s\n%s", what, n.logs.String())
+		}
+	}
 }
 
 // application echoes what it gets and returns its address.
@@ -353,7 +362,7 @@ func wantReset(t *testing.T, from string) {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -36,20 +36,37 @@ func (t *tunnel) inbound(w *workload, tcp *net.TCPConn) {
 		return
 	}
 	close(in.ready)
-	logHandshake(t.log, "inbound", in.proof.peer.String(), s.identity.String(), in.proof, tcp.RemoteAddr())
-	expired := time.NewTimer(time.Until(in.proof.expires))
-	defer expired.Stop()
-	select {
-	case <-conn.Done():
-	case <-t.soft.Done():
-		_ = conn.Shutdown(t.hard)
-	case <-w.ended:
-		_ = conn.Shutdown(t.hard)
-	case <-expired.C:
+	logHandshake(t.log, "inbound", in.proof.peer.String(), s.identity.String(), &in.proof, tcp.RemoteAddr())
+	if t.awaitEnd(w, conn, &in.proof) {
 		// What is open goes on; for new streams the peer must prove again who it is.
 		_ = conn.Shutdown(t.hard)
 	}
 	_ = conn.Close()
+}
+
+// awaitEnd waits until a connection is to take no more streams, and reports whether it is still there.
+func (t *tunnel) awaitEnd(w *workload, conn *hbone.Conn, p *proof) bool {
+	expired := time.NewTimer(time.Until(p.expires))
+	defer expired.Stop()
+	for {
+		narrowed := t.ids.narrowed()
+		if err := t.ids.stands(p); err != nil {
+			t.noise.log(t.log, slog.LevelInfo, "inbound HBONE connection takes no more streams", "workload", w.spec.Load().name,
+				"source.identity", p.peer.String(), "reason", err)
+			return true
+		}
+		select {
+		case <-conn.Done():
+			return false
+		case <-t.soft.Done():
+			return true
+		case <-w.ended:
+			return true
+		case <-expired.C:
+			return true
+		case <-narrowed:
+		}
+	}
 }
 
 func (t *tunnel) serverHandshake(w *workload, s *spec, tcp *net.TCPConn, in *inboundConn) (*hbone.Conn, error) {
@@ -57,12 +74,14 @@ func (t *tunnel) serverHandshake(w *workload, s *spec, tcp *net.TCPConn, in *inb
 		reset(tcp)
 		return nil, errors.New("local address " + in.local.String() + " is not the workload's")
 	}
-	config, err := t.ids.serverTLS(s.identity, &in.proof)
-	if err != nil {
+	t.ids.await(t.soft, s.identity)
+	if _, err := t.ids.usable(s.identity); err != nil {
 		reset(tcp)
-		t.noise.log(t.log, slog.LevelError, "no new mTLS connections: certificate missing or expired", "workload", s.name, "error", err)
+		t.logUnusable(s, err)
 		return nil, err
 	}
+	config, release := t.ids.serverTLS(s.identity, &in.proof)
+	defer release()
 	return hbone.Server(t.hard, tcp, config, hbone.Config{Budget: t.budget, Logger: t.log}, in.serve)
 }
 
@@ -72,7 +91,7 @@ type inboundConn struct {
 	workload *workload
 	peer     netip.AddrPort
 	local    netip.Addr
-	proof    handshake
+	proof    proof
 	ready    chan struct{} // closed once proof may be read
 }
 
@@ -88,6 +107,12 @@ func (c *inboundConn) serve(ctx context.Context, request *hbone.Request) {
 		log: t.log, direction: "inbound", start: time.Now(), carried: carriedMTLS,
 		source:      party{identity: c.proof.peer.String(), address: forwardedFor(request.Forwarded, c.peer.Addr())},
 		destination: party{workload: s.name, identity: s.identity.String(), address: netip.AddrPortFrom(c.local, 0)},
+	}
+	if err := t.ids.stands(&c.proof); err != nil {
+		_ = request.Decline()
+		t.noise.log(t.log, slog.LevelWarn, "CONNECT declined", "reason", err, "authority", request.Authority,
+			"source.identity", r.source.identity, "source.addr", c.peer.String(), "destination.workload", s.name)
+		return
 	}
 	port, status, reason := c.admit(s, request, r)
 	if status != http.StatusOK {
@@ -127,9 +152,6 @@ func (c *inboundConn) admit(s *spec, request *hbone.Request, r *record) (port ui
 	r.policy = mode.policy
 	if mode.mode == control.Mode_MODE_DISABLE {
 		return 0, http.StatusUnauthorized, "port does not take mTLS: DISABLE"
-	}
-	if time.Now().After(c.proof.expires) {
-		return 0, http.StatusUnauthorized, "certificate expired since the handshake"
 	}
 	return port, http.StatusOK, ""
 }

@@ -2,11 +2,13 @@ package tunnel
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"time"
 
@@ -63,6 +65,7 @@ func (t *tunnel) carry(w *workload, s *spec, app *net.TCPConn, e endpoint, r *re
 		return t.carryDirect(w, s, app, e, r)
 	}
 	r.destination.identity = e.identity.String()
+	t.ids.await(t.hard, s.identity)
 	if e.local != 0 && t.SameNode == SameNodeSplice {
 		r.carried = carriedSameNode
 		return t.carrySameNode(s, app, e, r)
@@ -94,8 +97,8 @@ func (t *tunnel) carryHBONE(w *workload, s *spec, app *net.TCPConn, e endpoint, 
 
 func (t *tunnel) stream(w *workload, s *spec, e endpoint, client netip.AddrPort) (*hbone.Stream, func(), error) {
 	// Also for a connection of the pool: it was made with a certificate that may have expired since.
-	if _, err := t.ids.certificate(s.identity); err != nil {
-		t.noise.log(t.log, slog.LevelError, "no new mTLS connections: certificate missing or expired", "workload", s.name, "error", err)
+	if _, err := t.ids.usable(s.identity); err != nil {
+		t.logUnusable(s, err)
 		return nil, nil, err
 	}
 	source, err := s.source(client.Addr(), e.address.Addr())
@@ -118,8 +121,8 @@ func (t *tunnel) stream(w *workload, s *spec, e endpoint, client netip.AddrPort)
 	return stream, release, err
 }
 
-// dialFrom connects a socket of the workload's reserve.
-func (t *tunnel) dialFrom(ctx context.Context, w *workload, s *spec, client netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+// openSocket takes a socket of the workload's reserve and binds it to the address to connect from towards to.
+func (t *tunnel) openSocket(ctx context.Context, w *workload, s *spec, client netip.Addr, to netip.AddrPort) (*os.File, error) {
 	source, err := s.source(client, to.Addr())
 	if err != nil {
 		return nil, err
@@ -128,32 +131,47 @@ func (t *tunnel) dialFrom(ctx context.Context, w *workload, s *spec, client neti
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }()
 	if err := bindAddress(f, source); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// dialFrom connects a socket of the workload's reserve.
+func (t *tunnel) dialFrom(ctx context.Context, w *workload, s *spec, client netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	f, err := t.openSocket(ctx, w, s, client, to)
+	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = f.Close() }()
 	return connectSocket(ctx, f, to)
 }
 
 // dialPool makes a connection for the pool.
-func (t *tunnel) dialPool(ctx context.Context, key poolKey) (*hbone.Conn, time.Time, error) {
+func (t *tunnel) dialPool(ctx context.Context, key poolKey) (*hbone.Conn, *proof, error) {
 	w := t.workload(key.workload)
 	if w == nil {
-		return nil, time.Time{}, errWorkloadGone
-	}
-	var h handshake
-	config, err := t.ids.clientTLS(key.source, key.destination, &h)
-	if err != nil {
-		return nil, time.Time{}, err
+		return nil, nil, errWorkloadGone
 	}
 	tcp, err := t.dialFrom(ctx, w, w.spec.Load(), key.sourceIP, key.address)
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, nil, err
 	}
-	conn, err := hbone.Client(ctx, tcp, config, hbone.Config{Budget: t.budget, Logger: t.log})
+	own, err := t.ids.acquire(key.source) // only now: the connect may have taken long
 	if err != nil {
-		return nil, time.Time{}, err
+		reset(tcp)
+		return nil, nil, err
 	}
-	logHandshake(t.log, "outbound", key.source.String(), key.destination.String(), h, tcp.RemoteAddr())
-	return conn, h.expires, nil
+	defer own.key.release()
+	p := new(proof)
+	conn, err := t.clientHandshake(ctx, tcp, t.ids.clientTLS(own, key.destination, p, nil))
+	if err != nil {
+		return nil, nil, err
+	}
+	logHandshake(t.log, "outbound", key.source.String(), key.destination.String(), p, tcp.RemoteAddr())
+	return conn, p, nil
+}
+
+func (t *tunnel) clientHandshake(ctx context.Context, tcp *net.TCPConn, config *tls.Config) (*hbone.Conn, error) {
+	return hbone.Client(ctx, tcp, config, hbone.Config{Budget: t.budget, Logger: t.log})
 }

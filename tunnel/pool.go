@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -33,15 +34,18 @@ type poolKey struct {
 	sourceIP            netip.Addr
 }
 
-// pooled is a connection of the pool. Its fields are guarded by pool.mu.
+// pooled is a connection of the pool. streams and idle are guarded by pool.mu.
 type pooled struct {
 	conn    *hbone.Conn
-	expires time.Time
+	proof   *proof
+	revoked atomic.Bool // what was proved does not hold any more
 	streams int
 	idle    time.Time
 }
 
-func (p *pooled) usable(now time.Time) bool { return p.conn.Usable() && now.Before(p.expires) }
+func (p *pooled) usable(now time.Time) bool {
+	return p.conn.Usable() && now.Before(p.proof.expires) && !p.revoked.Load()
+}
 
 type poolEntry struct {
 	conns   []*pooled
@@ -54,37 +58,79 @@ type poolEntry struct {
 // pool keeps HBONE connections and finds one for each stream. Connections are made in goroutines of the
 // pool: whoever waits takes the first one with room, be it new or freed by another stream.
 type pool struct {
-	ctx   context.Context
-	dial  func(context.Context, poolKey) (*hbone.Conn, time.Time, error)
-	dials chan struct{}
-	wg    sync.WaitGroup
+	ctx    context.Context
+	dial   dialPool
+	stands func(*proof) error
+	dials  chan struct{}
+	wg     sync.WaitGroup
 
 	mu      sync.Mutex
 	closed  bool
 	entries map[poolKey]*poolEntry
 }
 
-func newPool(ctx context.Context, dial func(context.Context, poolKey) (*hbone.Conn, time.Time, error)) *pool {
-	return &pool{ctx: ctx, dial: dial, dials: make(chan struct{}, poolDials), entries: map[poolKey]*poolEntry{}}
+type dialPool func(context.Context, poolKey) (*hbone.Conn, *proof, error)
+
+func newPool(ctx context.Context, dial dialPool, stands func(*proof) error) *pool {
+	return &pool{ctx: ctx, dial: dial, stands: stands, dials: make(chan struct{}, poolDials), entries: map[poolKey]*poolEntry{}}
 }
 
 // connect opens a stream. release must be called once the stream has ended.
 func (p *pool) connect(ctx context.Context, key poolKey, r hbone.Request) (s *hbone.Stream, release func(), err error) {
-	for range poolAttempts {
+	for attempts := 0; attempts < poolAttempts; {
 		var c *pooled
 		if c, err = p.acquire(ctx, key); err != nil {
 			return nil, nil, err
 		}
+		if !p.trusts(c) {
+			p.release(key, c)
+			continue
+		}
+		attempts++
 		s, err = c.conn.Connect(ctx, r)
 		if err == nil {
 			return s, sync.OnceFunc(func() { p.release(key, c) }), nil
 		}
 		p.release(key, c)
-		if !errors.Is(err, hbone.ErrGoAway) && !errors.Is(err, hbone.ErrClosed) && !errors.Is(err, hbone.ErrStreams) {
-			break // the peer may have seen the request
+		if !unserved(err) {
+			break
 		}
 	}
 	return nil, nil, err
+}
+
+// unserved reports whether the peer has not seen the request, or says so: another connection may carry it.
+func unserved(err error) bool {
+	refused := (*hbone.ResetError)(nil)
+	return errors.Is(err, hbone.ErrGoAway) || errors.Is(err, hbone.ErrClosed) || errors.Is(err, hbone.ErrStreams) ||
+		errors.As(err, &refused) && refused.Remote && refused.Code == hbone.CodeRefusedStream
+}
+
+// trusts asks whether a connection may carry a new stream. Verifying a chain takes time: the lock is not held.
+func (p *pool) trusts(c *pooled) bool {
+	if p.stands(c.proof) != nil {
+		c.revoked.Store(true)
+	}
+	return !c.revoked.Load()
+}
+
+// recheck ends the connections that carry no new streams because less is trusted than before, and returns how many.
+func (p *pool) recheck() (ended int) {
+	p.mu.Lock()
+	var all []*pooled
+	for _, e := range p.entries {
+		all = append(all, e.conns...)
+	}
+	p.mu.Unlock()
+	for _, c := range all {
+		if !p.trusts(c) {
+			ended++
+		}
+	}
+	if ended > 0 {
+		p.retire(p.sweep(time.Now()))
+	}
+	return ended
 }
 
 func (p *pool) acquire(ctx context.Context, key poolKey) (*pooled, error) {
@@ -162,7 +208,7 @@ func (p *pool) grow(key poolKey, e *poolEntry) {
 }
 
 func (p *pool) add(key poolKey, e *poolEntry) {
-	conn, expires, err := p.limitedDial(key)
+	conn, proved, err := p.limitedDial(key)
 	p.mu.Lock()
 	e.dialing--
 	unwanted := p.closed || p.entries[key] != e
@@ -170,7 +216,7 @@ func (p *pool) add(key poolKey, e *poolEntry) {
 		e.failed++
 		e.err = err
 	} else if !unwanted {
-		e.conns = append(e.conns, &pooled{conn: conn, expires: expires, idle: time.Now()})
+		e.conns = append(e.conns, &pooled{conn: conn, proof: proved, idle: time.Now()})
 	}
 	p.notify(e)
 	p.mu.Unlock()
@@ -179,12 +225,12 @@ func (p *pool) add(key poolKey, e *poolEntry) {
 	}
 }
 
-func (p *pool) limitedDial(key poolKey) (*hbone.Conn, time.Time, error) {
+func (p *pool) limitedDial(key poolKey) (*hbone.Conn, *proof, error) {
 	select {
 	case p.dials <- struct{}{}:
 		defer func() { <-p.dials }()
 	case <-p.ctx.Done():
-		return nil, time.Time{}, p.ctx.Err()
+		return nil, nil, p.ctx.Err()
 	}
 	return p.dial(p.ctx, key)
 }

@@ -62,6 +62,15 @@ type Options struct {
 	// OnSession is told when an agent has welcomed the tunnel, and when that agent is gone. It returns at once. May be
 	// nil.
 	OnSession func(connected bool)
+	// Stats is counted in when it is not nil.
+	Stats *Stats
+}
+
+// Stats are what Run counts. They may be read at any time and are at most a second old.
+type Stats struct {
+	SVIDs          atomic.Int64  // held now
+	ExpiredSVIDs   atomic.Int64  // of them, those that have expired and that a workload needs
+	RefusedExpired atomic.Uint64 // connections refused, ever, because the own SVID had expired
 }
 
 // tunnel is the state of one Run. Lock order: tunnel.mu, workload.mu, then reserve.mu or routes.mu; the
@@ -81,6 +90,7 @@ type tunnel struct {
 
 	deliveries deliveries
 	noise      noise
+	verifying  chan struct{} // bounds handshakes that the agent asked for
 
 	mu        sync.RWMutex
 	workloads map[uint64]*workload
@@ -97,14 +107,21 @@ func Run(ctx context.Context, options Options) error {
 	}
 	hard, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	t := newTunnel(ctx, hard, options)
-	t.group.Go(func() { t.pool.run(ctx) })
+	newTunnel(ctx, hard, options).run(cancel)
+	return nil
+}
+
+// run serves until t.soft ends. cancel ends t.hard.
+func (t *tunnel) run(cancel context.CancelFunc) {
+	t.group.Go(func() { t.pool.run(t.soft) })
+	t.group.Go(func() { t.watchTrust(t.soft) })
+	t.group.Go(func() { t.watchExpiry(t.soft) })
 	// What was accepted at the last moment still needs routes and sockets: the agent is left last.
-	attached, leave := context.WithCancel(hard)
+	attached, leave := context.WithCancel(t.hard)
 	defer leave()
 	t.group.Go(func() { t.keepSession(attached) })
 
-	<-ctx.Done()
+	<-t.soft.Done()
 	t.stopAccepting()
 	t.accepting.Wait()
 	t.drain(cancel)
@@ -112,7 +129,6 @@ func Run(ctx context.Context, options Options) error {
 	t.closeWorkloads()
 	t.group.Wait()
 	t.pool.close()
-	return nil
 }
 
 // stopAccepting leaves new connections to another tunnel, which has the same listeners, or to the next one.
@@ -135,6 +151,7 @@ func newTunnel(soft, hard context.Context, options Options) *tunnel {
 		soft:      soft,
 		hard:      hard,
 		workloads: map[uint64]*workload{},
+		verifying: make(chan struct{}, verifyAtOnce),
 	}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
@@ -142,10 +159,13 @@ func newTunnel(soft, hard context.Context, options Options) *tunnel {
 	if t.grace <= 0 {
 		t.grace = 30 * time.Second
 	}
+	if t.Stats == nil {
+		t.Stats = new(Stats)
+	}
 	if t.DrainTimeout <= 0 {
 		t.DrainTimeout = 5 * time.Second
 	}
-	t.pool = newPool(hard, t.dialPool)
+	t.pool = newPool(hard, t.dialPool, t.ids.stands)
 	return t
 }
 

@@ -28,6 +28,7 @@ func (t *tunnel) deliverSameNode(s *spec, e endpoint, r *record) (*net.TCPConn, 
 		return nil, nil, fmt.Errorf("same node: %w", errWorkloadGone)
 	}
 	to := target.spec.Load()
+	t.ids.await(t.hard, to.identity)
 	if err := t.ids.authorizeLocal(s.identity, e.identity, to.identity); err != nil {
 		return nil, nil, fmt.Errorf("same node: %w", err)
 	}

@@ -18,6 +18,7 @@ const (
 	backoffLeast = 50 * time.Millisecond
 	backoffMost  = 2 * time.Second
 	outboxSize   = 16384
+	maxHoldings  = 16384
 )
 
 // session is one connection to one agent.
@@ -59,14 +60,16 @@ func (t *tunnel) runSession(ctx context.Context, number uint64) (welcomed bool, 
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	s := &session{number: number, control: conn, outbox: make(chan *control.FromTunnel, outboxSize)}
-	hello := &control.FromTunnel{Message: &control.FromTunnel_Hello{Hello: &control.Hello{Version: control.Version}}}
+	holdings := t.holdings(time.Now())
+	hello := &control.FromTunnel{Message: &control.FromTunnel_Hello{
+		Hello: &control.Hello{Version: control.Version, Holdings: uint32(len(holdings))}}}
 	if err := conn.Send(hello); err != nil {
 		cancel()
 		return false, errors.Join(err, conn.Close())
 	}
 	t.current.Store(s)
 	var wg sync.WaitGroup
-	wg.Go(func() { s.write(ctx) })
+	wg.Go(func() { s.write(ctx, holdings) })
 	err = t.read(ctx, &wg, s)
 	t.current.Store(nil)
 	if s.welcome {
@@ -78,8 +81,29 @@ func (t *tunnel) runSession(ctx context.Context, number uint64) (welcomed bool, 
 	return s.welcome, err
 }
 
-// write sends what is posted. An agent that does not read for seconds is as good as gone.
-func (s *session) write(ctx context.Context) {
+// holdings tells which SVIDs a new agent need not ask for. It gets them back to look at, and never a key.
+func (t *tunnel) holdings(now time.Time) (all []*control.FromTunnel) {
+	for _, v := range t.ids.held() {
+		if len(all) < maxHoldings && !v.expired(now) {
+			all = append(all, &control.FromTunnel{Message: &control.FromTunnel_Holding{
+				Holding: &control.Holding{Chain: v.certificate.Certificate}}})
+		}
+	}
+	return all
+}
+
+// write sends the holdings, then what is posted, which waits in the outbox meanwhile. It does so beside the reader: an
+// agent that says much before it listens is listened to. One that does not read for seconds is as good as gone.
+func (s *session) write(ctx context.Context, holdings []*control.FromTunnel) {
+	for _, m := range holdings {
+		if ctx.Err() != nil {
+			return
+		}
+		if err := s.control.Send(m); err != nil {
+			_ = s.control.Close()
+			return
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -97,9 +121,10 @@ func (s *session) write(ctx context.Context) {
 // reading, the message is dropped: whatever is still needed is asked for again.
 func (t *tunnel) post(m *control.FromTunnel) (queued bool) {
 	s := t.current.Load()
-	if s == nil {
-		return false
-	}
+	return s != nil && s.post(m)
+}
+
+func (s *session) post(m *control.FromTunnel) (queued bool) {
 	select {
 	case s.outbox <- m:
 		return true
@@ -150,6 +175,8 @@ func (t *tunnel) handle(ctx context.Context, wg *sync.WaitGroup, s *session, m *
 		return t.route(m.Route)
 	case *control.FromAgent_Refused:
 		return t.refused(m.Refused)
+	case *control.FromAgent_Verify:
+		t.verify(ctx, wg, s, m.Verify)
 	}
 	return nil // of a later version
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/culvert-mesh/culvert/agent/identity/ca"
@@ -23,7 +22,8 @@ type InProcess struct {
 }
 
 // Issue makes a P-256 key in memory and has it signed.
-func (p *InProcess) Issue(_ context.Context, id spiffeid.ID) (*x509svid.SVID, error) {
+func (p *InProcess) Issue(_ context.Context, w Workload) (*SVID, error) {
+	id := w.ID
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("SVID %s: key: %w", id, err)
@@ -32,8 +32,11 @@ func (p *InProcess) Issue(_ context.Context, id spiffeid.ID) (*x509svid.SVID, er
 	if err != nil {
 		return nil, fmt.Errorf("SVID: %w", err)
 	}
-	return &x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key}, nil
+	return &SVID{SVID: x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key}}, nil
 }
 
-// Bundle returns the roots of the trust domain.
-func (p *InProcess) Bundle() *x509bundle.Bundle { return p.Authority.Bundle() }
+// Bundles returns the roots of the trust domain.
+func (p *InProcess) Bundles() []*x509bundle.Bundle { return []*x509bundle.Bundle{p.Authority.Bundle()} }
+
+// String implements Issuer.
+func (p *InProcess) String() string { return "root of this agent's own" }

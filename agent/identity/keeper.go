@@ -10,39 +10,39 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"golang.org/x/time/rate"
 )
 
-// Issuer gives out SVIDs and the roots to verify those of others.
-type Issuer interface {
-	Issue(ctx context.Context, id spiffeid.ID) (*x509svid.SVID, error)
-	Bundle() *x509bundle.Bundle
-}
-
-// Notifier is an Issuer whose roots may change.
-type Notifier interface {
-	Issuer
-	// Changed returns a channel that is closed when Bundle is to return something else than before. Ask for the
-	// channel first, then for the bundle, and no change is missed.
-	Changed() <-chan struct{}
-}
-
-// Keeper fetches an SVID for each identity in use and renews it at half its life, with jitter. The old one
-// stays until the new one is there or it expires.
+// Keeper has an SVID for each identity in use and a newer one at half its life, with jitter. The old one stays until
+// the new one is there or it expires. It alone holds the keys, and overwrites those that are of no more use.
+//
+// An identity waits in a heap until something is due, then in a queue until there is room for an attempt, which runs
+// in a goroutine of its own; so ten thousand identities cost no more than their certificates. Those of a Watcher have
+// a goroutine each, as long as their streams.
 type Keeper struct {
-	issuer Issuer
-	log    *slog.Logger
-	notify func(*x509svid.SVID)
-	onDrop func(spiffeid.ID)
-	grace  time.Duration
-	gate   gate
+	issuer  Issuer
+	watcher Watcher // the issuer, if it is one
+	log     *slog.Logger
+	notify  func(spiffeid.ID)
+	onDrop  func(spiffeid.ID)
+	grace   time.Duration
+	holdOff time.Duration
 
 	logLimit   *rate.Limiter
 	suppressed atomic.Int64
 
-	mu    sync.Mutex
-	kept  map[spiffeid.ID]*entry
+	begin   func()        // closes begun
+	begun   chan struct{} // what tunnels hold already is known, or not waited for any more
+	poke    chan struct{} // something may be due earlier than it was
+	opening chan struct{} // bounds the streams of a Watcher that have brought nothing yet
+
+	mu                sync.Mutex
+	kept              map[spiffeid.ID]*entry
+	due               schedule
+	urgent, routine   queue // due, and waiting for room: without an SVID, and with one
+	issuing, renewing int   // attempts under way; all, and of those with an SVID
+	issuers           certificates
+
 	ctx   context.Context
 	stop  context.CancelFunc
 	tasks sync.WaitGroup
@@ -51,113 +51,135 @@ type Keeper struct {
 // Option alters a Keeper.
 type Option func(*Keeper)
 
-// Grace keeps an SVID for that long after its last user left, for pods that are replaced. Release then never
-// reports the last one; OnDrop tells.
+// Grace keeps an SVID for that long after its last user left, for pods that are replaced.
 func Grace(d time.Duration) Option { return func(k *Keeper) { k.grace = d } }
 
-// OnDrop has f called, from a goroutine of the Keeper, when an identity's grace is over. By the time f acts, Uses
+// OnDrop has f called, from a goroutine of the Keeper, when an identity is not kept any more. By the time f acts, Uses
 // may be true again.
 func OnDrop(f func(spiffeid.ID)) Option { return func(k *Keeper) { k.onDrop = f } }
 
-// NewKeeper returns a Keeper that calls notify with each new SVID, from goroutines of its own. Close ends it.
-func NewKeeper(issuer Issuer, log *slog.Logger, notify func(*x509svid.SVID), options ...Option) *Keeper {
+// HoldOff lets the first requests wait for Begin, but no longer than d: what a tunnel still holds from an earlier agent
+// need not be asked for.
+func HoldOff(d time.Duration) Option { return func(k *Keeper) { k.holdOff = d } }
+
+// NewKeeper returns a Keeper that calls notify, from goroutines of its own, when the SVID of an identity is another.
+// Close ends it.
+func NewKeeper(issuer Issuer, log *slog.Logger, notify func(spiffeid.ID), options ...Option) *Keeper {
 	ctx, stop := context.WithCancel(context.Background())
 	k := &Keeper{
-		issuer: issuer, log: log, notify: notify, gate: newGate(),
+		issuer: issuer, log: log, notify: notify,
 		onDrop:   func(spiffeid.ID) {},
 		logLimit: rate.NewLimiter(failuresPerSecond, failureBurst),
-		kept:     map[spiffeid.ID]*entry{}, ctx: ctx, stop: stop,
+		begun:    make(chan struct{}), poke: make(chan struct{}, 1), opening: make(chan struct{}, maxIssuing),
+		kept: map[spiffeid.ID]*entry{}, ctx: ctx, stop: stop,
 	}
+	k.watcher, _ = issuer.(Watcher)
+	k.begin = sync.OnceFunc(func() { close(k.begun) })
 	for _, option := range options {
 		option(k)
 	}
+	k.tasks.Go(k.run)
 	if n, ok := issuer.(Notifier); ok {
-		k.tasks.Go(func() { k.watch(n, n.Changed()) })
+		k.tasks.Go(func() { k.watchRoots(n, n.Changed()) })
 	}
 	return k
 }
 
-// Use counts one more user of id; the first starts fetching. Each needs a Release.
-func (k *Keeper) Use(id spiffeid.ID) {
+// Begin ends the HoldOff.
+func (k *Keeper) Begin() { k.begin() }
+
+// Use counts one more user of w.ID; the first starts fetching. Each needs a Release.
+func (k *Keeper) Use(w Workload) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if e := k.kept[id]; e != nil {
-		e.users++
+	e := k.entry(w.ID)
+	e.use(w)
+	if len(e.users) == 1 {
+		k.reconsider(e)
+	}
+}
+
+// entry returns that of id, and makes it if there is none. The caller holds the lock, and calls reconsider.
+func (k *Keeper) entry(id spiffeid.ID) *entry {
+	e := k.kept[id]
+	if e != nil {
+		return e
+	}
+	now := time.Now().Round(0)
+	e = &entry{id: id, index: notWaiting, idle: now, next: now}
+	k.kept[id] = e
+	if k.watcher != nil {
+		ctx, stop := context.WithCancel(k.ctx)
+		e.stream = &stream{poke: make(chan struct{}, 1)}
+		k.tasks.Go(func() {
+			defer stop()
+			k.follow(ctx, e)
+		})
+	}
+	return e
+}
+
+// Release counts one user less. After the last one, and the Grace, the SVID is dropped.
+func (k *Keeper) Release(w Workload) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	e := k.kept[w.ID]
+	if e == nil || !e.leave(w) {
 		return
 	}
-	ctx, stop := context.WithCancel(k.ctx)
-	e := &entry{id: id, users: 1, stop: stop, poke: make(chan struct{}, 1)}
-	k.kept[id] = e
-	k.tasks.Go(func() { k.keep(ctx, e) })
+	e.stream.leave(w)
+	if len(e.users) == 0 {
+		e.idle = time.Now().Round(0)
+		k.reconsider(e)
+	}
 }
 
-// Release drops the SVID of id when its last user has left, and reports whether it did. With Grace it does so
-// later.
-func (k *Keeper) Release(id spiffeid.ID) (last bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	e := k.kept[id]
-	if e == nil || e.users == 0 {
-		return false
-	}
-	if e.users--; e.users > 0 {
-		return false
-	}
-	if k.grace > 0 {
-		e.idle = time.Now()
-		e.wake()
-		return false
-	}
-	e.stop()
-	delete(k.kept, id)
-	return true
-}
-
-// Uses reports whether the SVID of id is kept: notify may still bring an SVID of one that had its last user.
+// Uses reports whether id is kept: notify may still tell of one that had its last user.
 func (k *Keeper) Uses(id spiffeid.ID) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.kept[id] != nil
 }
 
-// Current returns the SVIDs that are there.
-func (k *Keeper) Current() []*x509svid.SVID {
+// Ready returns a channel that is closed when id has an SVID, here or at a tunnel; nil if there is one, or if nobody
+// uses id.
+func (k *Keeper) Ready(id spiffeid.ID) <-chan struct{} {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var all []*x509svid.SVID
-	for _, e := range k.kept {
-		if e.svid != nil {
-			all = append(all, e.svid)
+	e := k.kept[id]
+	if e == nil || e.chain != nil {
+		return nil
+	}
+	if e.ready == nil {
+		e.ready = make(chan struct{})
+	}
+	return e.ready
+}
+
+// Identities returns those that have an SVID with its key here.
+func (k *Keeper) Identities() []spiffeid.ID {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var all []spiffeid.ID
+	for id, e := range k.kept {
+		if e.key != nil {
+			all = append(all, id)
 		}
 	}
 	return all
 }
 
-// Bundle returns the roots of the own trust domain.
-func (k *Keeper) Bundle() *x509bundle.Bundle { return k.issuer.Bundle() }
+// Bundles returns the roots by trust domain, the own one first.
+func (k *Keeper) Bundles() []*x509bundle.Bundle { return k.issuer.Bundles() }
 
-// Close ends all renewals and waits for them.
+// Close ends all attempts, waits for them, and forgets all keys.
 func (k *Keeper) Close() {
 	k.stop()
 	k.tasks.Wait()
-}
-
-// watch tries again at once when the roots have changed: what could not be issued before may be now.
-func (k *Keeper) watch(n Notifier, changed <-chan struct{}) {
-	for {
-		select {
-		case <-k.ctx.Done():
-			return
-		case <-changed:
-		}
-		changed = n.Changed()
-		k.mu.Lock()
-		for _, e := range k.kept {
-			if e.failing {
-				e.hurry = true
-				e.wake()
-			}
-		}
-		k.mu.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for id, e := range k.kept {
+		e.forget()
+		delete(k.kept, id)
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
 // controlled is an Issuer that a test makes slow or fail. It counts.
@@ -31,7 +31,7 @@ func newControlled(t *testing.T, life time.Duration) *controlled {
 	return &controlled{InProcess: inProcess(t, life), changed: make(chan struct{})}
 }
 
-func (c *controlled) Issue(ctx context.Context, id spiffeid.ID) (*x509svid.SVID, error) {
+func (c *controlled) Issue(ctx context.Context, w Workload) (*SVID, error) {
 	c.mu.Lock()
 	err, takes := c.err, c.takes
 	c.issued = append(c.issued, time.Now())
@@ -51,7 +51,10 @@ func (c *controlled) Issue(ctx context.Context, id spiffeid.ID) (*x509svid.SVID,
 	if err != nil {
 		return nil, err
 	}
-	return c.InProcess.Issue(ctx, id)
+	c.mu.Lock()
+	issuer := c.InProcess
+	c.mu.Unlock()
+	return issuer.Issue(ctx, w)
 }
 
 func (c *controlled) Changed() <-chan struct{} {
@@ -82,13 +85,13 @@ func (c *controlled) changeRoots() {
 // svids counts what a Keeper tells.
 type svids struct {
 	mu  sync.Mutex
-	all []*x509svid.SVID
+	all []spiffeid.ID
 }
 
-func (s *svids) notify(svid *x509svid.SVID) {
+func (s *svids) notify(id spiffeid.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.all = append(s.all, svid)
+	s.all = append(s.all, id)
 }
 
 func (s *svids) count() int {
@@ -101,6 +104,11 @@ func account(n int) spiffeid.ID {
 	return spiffeid.RequireFromPathf(domain, "/ns/shop/sa/account-%d", n)
 }
 
+// pod is one of the service account.
+func pod(n int) Workload {
+	return Workload{ID: account(n), Namespace: "shop", Pod: fmt.Sprint("pod-", n)}
+}
+
 // The clock in these tests is that of a bubble: days pass in no time.
 
 func TestRenewalAtHalfLifeByTheClock(t *testing.T) {
@@ -109,7 +117,7 @@ func TestRenewalAtHalfLifeByTheClock(t *testing.T) {
 		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify)
 		defer k.Close()
 		began := time.Now()
-		k.Use(account(1))
+		k.Use(pod(1))
 		synctest.Wait()
 		if told.count() != 1 || !time.Now().Equal(began) {
 			t.Fatalf("%d SVIDs after %s, want one at once", told.count(), time.Since(began))
@@ -132,23 +140,23 @@ func TestOldSVIDStaysUntilItExpiresAndThenIsGone(t *testing.T) {
 		issuer, told := newControlled(t, time.Hour), &svids{}
 		var log bytes.Buffer
 		k := NewKeeper(issuer, slog.New(slog.NewTextHandler(&log, nil)), told.notify)
-		k.Use(account(1))
+		k.Use(pod(1))
 		synctest.Wait()
 		issuer.set(errors.New("CA is away"))
 		time.Sleep(59 * time.Minute)
 		synctest.Wait()
-		if len(k.Current()) != 1 {
+		if len(k.Identities()) != 1 {
 			t.Fatal("dropped before it expired")
 		}
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if len(k.Current()) != 0 {
+		if len(k.Identities()) != 0 {
 			t.Fatal("kept after it expired")
 		}
 		issuer.set(nil)
 		time.Sleep(2 * maxBackoff)
 		synctest.Wait()
-		if len(k.Current()) != 1 {
+		if len(k.Identities()) != 1 {
 			t.Fatal("not issued after the CA came back")
 		}
 		k.Close()
@@ -165,7 +173,7 @@ func TestAttemptsBackOffWithJitter(t *testing.T) {
 		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), (&svids{}).notify)
 		defer k.Close()
 		for i := range 10 {
-			k.Use(account(i))
+			k.Use(pod(i))
 		}
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -193,7 +201,7 @@ func TestIssuingIsBoundedAndRenewalsLeaveRoom(t *testing.T) {
 		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify)
 		defer k.Close()
 		for i := range 160 {
-			k.Use(account(i))
+			k.Use(pod(i))
 		}
 		time.Sleep(10*time.Second + time.Millisecond)
 		synctest.Wait()
@@ -209,12 +217,12 @@ func TestIssuingIsBoundedAndRenewalsLeaveRoom(t *testing.T) {
 		issuer.takes = time.Second
 		issuer.mu.Unlock()
 		before := told.count()
-		k.Use(account(1000))
+		k.Use(pod(1000))
 		time.Sleep(time.Second + time.Millisecond)
 		synctest.Wait()
 		found := false
-		for _, svid := range k.Current() {
-			found = found || svid.ID == account(1000)
+		for _, svid := range k.Identities() {
+			found = found || svid == account(1000)
 		}
 		if !found {
 			t.Fatalf("a new identity waited behind renewals (%d SVIDs before)", before)
@@ -228,32 +236,28 @@ func TestGraceAfterTheLastUser(t *testing.T) {
 		dropped := make(chan spiffeid.ID, 10)
 		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify, Grace(time.Minute), OnDrop(func(id spiffeid.ID) { dropped <- id }))
 		defer k.Close()
-		k.Use(account(1))
+		k.Use(pod(1))
 		synctest.Wait()
-		if k.Release(account(1)) {
-			t.Fatal("dropped without grace")
-		}
+		k.Release(pod(1))
 		time.Sleep(59 * time.Second)
-		k.Use(account(1)) // the pod's successor
+		k.Use(pod(1)) // the pod's successor
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if len(dropped) != 0 || told.count() != 1 {
 			t.Fatalf("%d dropped, %d issued; want none dropped and one issued", len(dropped), told.count())
 		}
-		k.Release(account(1))
+		k.Release(pod(1))
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
-		if !k.Uses(account(1)) || len(k.Current()) != 1 {
+		if !k.Uses(account(1)) || len(k.Identities()) != 1 {
 			t.Fatal("dropped before the grace was over")
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if len(dropped) != 1 || k.Uses(account(1)) || len(k.Current()) != 0 {
+		if len(dropped) != 1 || k.Uses(account(1)) || len(k.Identities()) != 0 {
 			t.Fatal("not dropped after the grace")
 		}
-		if k.Release(account(1)) {
-			t.Fatal("released what is not there")
-		}
+		k.Release(pod(1)) // is not there
 	})
 }
 
@@ -263,7 +267,7 @@ func TestChangedRootsWakeWhatFailed(t *testing.T) {
 		issuer.set(errors.New("roots are not there yet"))
 		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify)
 		defer k.Close()
-		k.Use(account(1))
+		k.Use(pod(1))
 		for range 2 {
 			time.Sleep(10*time.Minute + time.Millisecond)
 			synctest.Wait()
@@ -296,7 +300,7 @@ func TestAThousandIdentitiesWhileTheCAIsAwayDoNotFillTheLog(t *testing.T) {
 		var log bytes.Buffer
 		k := NewKeeper(issuer, slog.New(slog.NewTextHandler(&log, nil)), (&svids{}).notify)
 		for i := range 1_000 {
-			k.Use(account(i))
+			k.Use(pod(i))
 		}
 		time.Sleep(time.Minute)
 		k.Close()
@@ -314,7 +318,7 @@ func TestCloseEndsAnAttempt(t *testing.T) {
 	issuer.takes = time.Hour
 	k := NewKeeper(issuer, slog.New(slog.DiscardHandler), (&svids{}).notify)
 	for i := range 2 * maxIssuing {
-		k.Use(account(i))
+		k.Use(pod(i))
 	}
 	done := make(chan struct{})
 	go func() { k.Close(); close(done) }()
@@ -323,7 +327,98 @@ func TestCloseEndsAnAttempt(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("still not closed")
 	}
-	if n := len(k.Current()); n != 0 {
+	if n := len(k.Identities()); n != 0 {
 		t.Fatal(fmt.Sprint(n, " SVIDs from nowhere"))
 	}
+}
+
+// Bundles implements Issuer.
+func (c *controlled) Bundles() []*x509bundle.Bundle {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.InProcess.Bundles()
+}
+
+func TestTenThousandIdentitiesOfOneAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const identities = 10_000
+		issuer, told := newControlled(t, 24*time.Hour), &svids{}
+		issuer.takes = 2 * time.Millisecond
+		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify)
+		defer k.Close()
+		began := time.Now()
+		for i := range identities {
+			k.Use(pod(i))
+		}
+		sleep := func(d time.Duration) {
+			time.Sleep(d)
+			synctest.Wait()
+		}
+		sleep(2 * time.Second)
+		if n := len(k.Identities()); n != identities {
+			t.Fatalf("%d SVIDs in 2 s with a CA that takes 2 ms, want %d", n, identities)
+		}
+		// The renewals are spread over more than an hour: no minute has more than a few percent of them.
+		sleep(13 * time.Hour)
+		perMinute := map[int]int{}
+		issuer.mu.Lock()
+		for _, at := range issuer.issued[identities:] {
+			perMinute[int(at.Sub(began).Minutes())]++
+		}
+		issuer.mu.Unlock()
+		if told.count() != 2*identities {
+			t.Fatalf("%d issued after half a life, want each twice", told.count())
+		}
+		for minute, n := range perMinute {
+			if n > identities/25 {
+				t.Errorf("%d renewals in minute %d: a burst", n, minute)
+			}
+		}
+	})
+}
+
+// A CA that is away for longer than a renewal interval, and then for longer than a life.
+func TestCAThatIsAwayForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const identities = 100
+		issuer, told := newControlled(t, 24*time.Hour), &svids{}
+		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify)
+		defer k.Close()
+		for i := range identities {
+			k.Use(pod(i))
+		}
+		sleep := func(d time.Duration) {
+			time.Sleep(d)
+			synctest.Wait()
+		}
+		sleep(time.Hour)
+		// Over the next renewal: nobody is without an SVID, and the CA is not stormed when it comes back.
+		issuer.set(errors.New("CA is away"))
+		sleep(16 * time.Hour)
+		if n := len(k.Identities()); n != identities {
+			t.Fatalf("%d SVIDs while the CA is away for less than a life, want %d", n, identities)
+		}
+		if n := issuer.attempts(); n > 100*identities {
+			t.Errorf("%d attempts of %d identities in 4 h", n, identities)
+		}
+		issuer.set(nil)
+		sleep(2 * maxPatientBackoff)
+		if issuer.most > maxIssuing {
+			t.Errorf("%d requests at one time, want at most %d", issuer.most, maxIssuing)
+		}
+		if n := told.count(); n != 2*identities {
+			t.Errorf("%d issued after the CA came back, want %d", n, 2*identities)
+		}
+		// For longer than a life: all are gone, and all come back.
+		issuer.set(errors.New("CA is away"))
+		sleep(25 * time.Hour)
+		if n := len(k.Identities()); n != 0 {
+			t.Errorf("%d SVIDs kept after they expired", n)
+		}
+		issuer.set(nil)
+		sleep(time.Minute)
+		if n := len(k.Identities()); n != identities {
+			t.Errorf("%d SVIDs a minute after the CA came back, want %d", n, identities)
+		}
+	})
 }

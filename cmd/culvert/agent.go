@@ -7,31 +7,25 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/agent"
+	"github.com/culvert-mesh/culvert/agent/admin"
 	"github.com/culvert-mesh/culvert/agent/datapath"
 	"github.com/culvert-mesh/culvert/agent/enroll"
-	"github.com/culvert-mesh/culvert/agent/identity"
-	"github.com/culvert-mesh/culvert/agent/identity/ca"
 	"github.com/culvert-mesh/culvert/agent/source/file"
 )
 
 const defaultBPFFS = "/sys/fs/bpf/culvert"
 
-// minSVIDLife keeps renewals at half life from becoming a load.
-const minSVIDLife = 2 * time.Second
-
 type agentFlags struct {
 	config, node, bpffs, cgroup, controlPath string
 	tunnelUID                                int
 	meshCIDRs                                []string
-	trustDomain, rootNamespace, domain       string
-	svidLife                                 time.Duration
-	caCert, caKey                            string
+	rootNamespace, domain                    string
+	identity                                 identityFlags
+	adminSocket                              string
 	injectionLabel                           bool
 	statusAddress                            string
 	logging                                  logging
@@ -54,6 +48,12 @@ enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' 
 			if err != nil {
 				return err
 			}
+			issuer, end, err := f.identity.issuer(options.TrustDomain, options.Logger)
+			if err != nil {
+				return err
+			}
+			defer end()
+			options.Issuer = issuer
 			if f.kube.enabled {
 				k, err := f.newKubeAgent(options)
 				if err != nil {
@@ -77,14 +77,12 @@ enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' 
 	flags.StringVar(&f.controlPath, "control", "/run/culvert/control.sock", "unix socket on which the tunnel finds the agent")
 	flags.IntVar(&f.tunnelUID, "tunnel-uid", 61508, "the one user that may connect as tunnel")
 	flags.StringSliceVar(&f.meshCIDRs, "mesh-cidr", nil, "range of pods or Services, repeatable: pods' connections to it are captured")
-	flags.StringVar(&f.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust domain")
 	flags.StringVar(&f.rootNamespace, "root-namespace", "istio-system", "namespace whose policies hold for the whole mesh")
 	flags.StringVar(&f.domain, "cluster-domain", "cluster.local", "DNS domain of Services, in DestinationRule hosts")
-	flags.DurationVar(&f.svidLife, "svid-ttl", 24*time.Hour, "life of the certificates; renewed at half of it")
-	flags.StringVar(&f.caCert, "ca-cert", "", "PEM file of the root certificate; without it a root of this process alone is made")
-	flags.StringVar(&f.caKey, "ca-key", "", "PEM file of the root's key")
 	flags.BoolVar(&f.injectionLabel, "injection-label", true, "enrol namespaces labelled istio-injection=enabled too")
 	flags.StringVar(&f.statusAddress, "status-address", "", "where /healthz, /readyz and /metrics are served; empty: nowhere")
+	flags.StringVar(&f.adminSocket, "admin-socket", "", "unix socket on which 'culvert certs' finds the agent (default: admin.sock beside --control)")
+	f.identity.register(c)
 	f.kube.register(c)
 	f.logging.register(c)
 	return c
@@ -107,28 +105,32 @@ func (f *agentFlags) options() (agent.Options, error) {
 	if f.tunnelUID <= 0 {
 		return none, fmt.Errorf("--tunnel-uid %d: want a user other than root: the tunnel must have no privilege", f.tunnelUID)
 	}
-	if f.svidLife < minSVIDLife {
-		return none, fmt.Errorf("agent: --svid-ttl %s is less than %s", f.svidLife, minSVIDLife)
+	if err := f.identity.check(f.kube.enabled); err != nil {
+		return none, err
 	}
 	// The tunnel's user has to pass through this folder.
 	if err := os.MkdirAll(filepath.Dir(f.controlPath), 0o755); err != nil {
 		return none, fmt.Errorf("--control: folder: %w", err)
 	}
+	if f.adminSocket == "" {
+		f.adminSocket = filepath.Join(filepath.Dir(f.controlPath), filepath.Base(admin.DefaultSocket))
+	}
 	log, err := f.logging.logger(os.Stderr)
 	if err != nil {
 		return none, err
 	}
-	td, err := spiffeid.TrustDomainFromString(f.trustDomain)
+	td, aliases, err := f.identity.domains()
 	if err != nil {
-		return none, fmt.Errorf("--trust-domain %q: %w", f.trustDomain, err)
+		return none, err
 	}
 	ranges, err := parsePrefixes(f.meshCIDRs)
 	if err != nil {
 		return none, err
 	}
 	options := agent.Options{
-		Node:          f.node,
-		TrustDomain:   td,
+		Node:        f.node,
+		TrustDomain: td, TrustDomainAliases: aliases,
+		AdminPath: f.adminSocket, Version: version,
 		Datapath:      datapath.Options{BPFFS: f.bpffs, Cgroup: f.cgroup, Logger: log},
 		ControlPath:   f.controlPath,
 		TunnelUID:     f.tunnelUID,
@@ -141,12 +143,7 @@ func (f *agentFlags) options() (agent.Options, error) {
 	if f.kube.enabled {
 		return options, nil
 	}
-	authority, err := f.authority(td)
-	if err != nil {
-		return none, err
-	}
 	options.Source = file.New(f.config, file.Options{Logger: log, Node: f.node, RootNamespace: f.rootNamespace})
-	options.Issuer = &identity.InProcess{Authority: authority, Life: f.svidLife}
 	return options, nil
 }
 
@@ -170,26 +167,6 @@ func (f *agentFlags) checkConfig() error {
 		return fmt.Errorf("--config %s: is not a folder", f.config)
 	}
 	return nil
-}
-
-// authority is the CA given by files, or one of this process alone.
-func (f *agentFlags) authority(td spiffeid.TrustDomain) (*ca.Authority, error) {
-	if f.caCert == "" && f.caKey == "" {
-		return ca.New(td)
-	}
-	if f.caCert == "" || f.caKey == "" {
-		return nil, errors.New("agent: --ca-cert and --ca-key go together")
-	}
-	cert, err := os.ReadFile(f.caCert)
-	if err != nil {
-		return nil, fmt.Errorf("--ca-cert: %w", err)
-	}
-	key, err := os.ReadFile(f.caKey)
-	if err != nil {
-		return nil, fmt.Errorf("--ca-key: %w", err)
-	}
-	defer clear(key)
-	return ca.FromPEM(td, cert, key)
 }
 
 func parsePrefixes(texts []string) ([]netip.Prefix, error) {

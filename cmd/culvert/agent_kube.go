@@ -22,7 +22,6 @@ import (
 	"github.com/culvert-mesh/culvert/agent/enroll/cniconf"
 	"github.com/culvert-mesh/culvert/agent/enroll/cri"
 	"github.com/culvert-mesh/culvert/agent/enroll/kubelet"
-	"github.com/culvert-mesh/culvert/agent/identity/istio"
 	"github.com/culvert-mesh/culvert/agent/source"
 	"github.com/culvert-mesh/culvert/agent/source/kube"
 	"github.com/culvert-mesh/culvert/agent/source/kube/report"
@@ -45,16 +44,14 @@ const (
 
 // kubeFlags are what an agent on Kubernetes needs beside the others.
 type kubeFlags struct {
-	enabled                     bool
-	kubeconfig                  string
-	namespace, daemonSet, pod   string
-	caAddress, caToken, caRoots string
-	caName, clusterID           string
-	cniConf, cniBin, cniPlugin  string
-	cniSocket                   string
-	cniFailOpen                 bool
-	cniTimeout                  time.Duration
-	criSocket, kubeletCgroup    string
+	enabled                    bool
+	kubeconfig                 string
+	namespace, daemonSet, pod  string
+	cniConf, cniBin, cniPlugin string
+	cniSocket                  string
+	cniFailOpen                bool
+	cniTimeout                 time.Duration
+	criSocket, kubeletCgroup   string
 }
 
 func (f *kubeFlags) register(c *cobra.Command) {
@@ -64,11 +61,6 @@ func (f *kubeFlags) register(c *cobra.Command) {
 	flags.StringVar(&f.namespace, "namespace", "culvert-system", "the agent's own namespace")
 	flags.StringVar(&f.daemonSet, "daemonset", "", "the agent's own DaemonSet: when it is deleted, the agent takes all of its traces off the node; empty: it never does")
 	flags.StringVar(&f.pod, "pod", "", "the agent's own pod, which tells whether the DaemonSet that is deleted is the agent's")
-	flags.StringVar(&f.caAddress, "ca-address", "", "host:port of the certificate authority (IstioCertificateService)")
-	flags.StringVar(&f.caToken, "ca-token", "/var/run/secrets/culvert/token", "file with the agent's token for the certificate authority")
-	flags.StringVar(&f.caRoots, "ca-roots", "/var/run/secrets/culvert/root/root-cert.pem", "PEM file of the trust domain's roots, followed while it changes")
-	flags.StringVar(&f.caName, "ca-server-name", "", "name in the authority's certificate (default: the host of --ca-address)")
-	flags.StringVar(&f.clusterID, "cluster-id", "Kubernetes", "this cluster's name, as Istio's authority knows it")
 	flags.StringVar(&f.cniConf, "cni-conf-dir", "", "folder of the container runtime's CNI configuration; empty: no plugin is installed")
 	flags.StringVar(&f.cniBin, "cni-bin-dir", "/opt/cni/bin", "folder of the container runtime's CNI plugins")
 	flags.StringVar(&f.cniPlugin, "cni-plugin", "/usr/local/bin/culvert-cni", "the plugin that is installed there")
@@ -81,10 +73,7 @@ func (f *kubeFlags) register(c *cobra.Command) {
 
 // check names what is missing, before anything is started.
 func (f *kubeFlags) check() error {
-	switch {
-	case f.caAddress == "":
-		return errors.New("agent: --kube needs --ca-address: every agent with a root of its own would trust nobody")
-	case f.cniConf != "" && !filepath.IsAbs(f.cniSocket):
+	if f.cniConf != "" && !filepath.IsAbs(f.cniSocket) {
 		return fmt.Errorf("--cni-socket %q: want an absolute path, which the plugin finds too", f.cniSocket)
 	}
 	return nil
@@ -100,7 +89,6 @@ type kubeAgent struct {
 	policies  *report.PolicyStatus
 	installer *cniconf.Installer // nil: no plugin
 	runtime   *cri.Runtime
-	ca        *istio.Client
 	status    *statusServer
 	enrolled  *enrolledPods
 	known     *lastSnapshot
@@ -137,12 +125,6 @@ func (f *agentFlags) newKubeAgent(base agent.Options) (*kubeAgent, error) {
 	if k.runtime, err = cri.New(cri.Options{Socket: f.kube.criSocket, Logger: k.log}); err != nil {
 		return nil, err
 	}
-	if k.ca, err = istio.New(istio.Options{
-		Address: f.kube.caAddress, TokenFile: f.kube.caToken, RootsFile: f.kube.caRoots, TrustDomain: base.TrustDomain,
-		ClusterID: f.kube.clusterID, ServerName: f.kube.caName, Life: f.svidLife, Logger: k.log,
-	}); err != nil {
-		return nil, err
-	}
 	if f.kube.cniConf != "" {
 		k.installer = &cniconf.Installer{
 			ConfDir: f.kube.cniConf, BinDir: f.kube.cniBin, Plugin: f.kube.cniPlugin, Logger: k.log,
@@ -152,7 +134,7 @@ func (f *agentFlags) newKubeAgent(base agent.Options) (*kubeAgent, error) {
 		k.options.CNIPath = f.kube.cniSocket
 	}
 	k.known = &lastSnapshot{Source: k.source}
-	k.options.Source, k.options.Issuer, k.options.Locator, k.options.Reporter = k.known, k.ca, k.runtime, k.enrolled
+	k.options.Source, k.options.Locator, k.options.Reporter = k.known, k.runtime, k.enrolled
 	k.options.Retiring, k.options.Patience = k.source.Uninstalling(), leftoverPatience
 	if f.kube.pod != "" {
 		k.options.Self = f.kube.namespace + "/" + f.kube.pod
@@ -191,7 +173,6 @@ func (f *kubeFlags) findKubelet(o datapath.Options) func() (string, error) {
 // run ends with ctx: the node stays enforced, unless Culvert is being uninstalled.
 func (k *kubeAgent) run(ctx context.Context) error {
 	defer k.runtime.Close()
-	defer k.ca.Close()
 	holds := make(chan struct{})
 	k.options.OnReady = func() {
 		k.status.ready.Store(true)

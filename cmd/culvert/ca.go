@@ -9,6 +9,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/agent/identity/ca/server"
+	"github.com/culvert-mesh/culvert/agent/source/kube"
 )
 
 func newCACommand() *cobra.Command {
@@ -22,10 +23,15 @@ func newCACommand() *cobra.Command {
 		Short: "Run the certificate authority of a cluster",
 		Long: `Run the certificate authority that agents fetch SVIDs from (istio.v1.auth.IstioCertificateService). It signs for
 an agent only what runs on that agent's node: the agent's token is reviewed by the API server and says which node that is.
-The root is kept in the Secret culvert-ca, made on first start; its certificate is published in the ConfigMap
-culvert-ca-root-cert.`,
+
+On first start it makes a root (Secret culvert-ca-root) and an intermediate that signs (Secret culvert-ca), and replaces
+both in time; "culvert ca status" says when. If there is a Secret culvert-ca already, it is used and never written: put
+your own CA there in the form of Istio's cacerts. The roots are published in the ConfigMap culvert-ca-root-cert of every
+namespace, and to agents by a stream.`,
 		Example: `  culvert ca --namespace culvert-system
-  culvert ca --kubeconfig ~/.kube/config --namespace culvert-system --address 127.0.0.1:15012`,
+  culvert ca --kubeconfig ~/.kube/config --namespace culvert-system --address 127.0.0.1:15012
+  culvert ca status
+  culvert ca rotate root`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			if options.Logger, err = logs.logger(os.Stderr); err != nil {
@@ -37,6 +43,7 @@ culvert-ca-root-cert.`,
 			if options.SVIDLife < minSVIDLife {
 				return fmt.Errorf("ca: --svid-ttl %s is less than %s", options.SVIDLife, minSVIDLife)
 			}
+			kube.LogTo(options.Logger)
 			return server.Run(c.Context(), options)
 		},
 	}
@@ -52,8 +59,15 @@ culvert-ca-root-cert.`,
 	flags.StringSliceVar(&options.Audiences, "audience", []string{"culvert-ca"}, "audience that tokens must be for, repeatable")
 	flags.StringSliceVar(&options.Accounts, "agent-account", nil, "service account of agents as namespace/name, repeatable (default: culvert-agent in --namespace)")
 	flags.DurationVar(&options.SVIDLife, "svid-ttl", 24*time.Hour, "life of certificates where none is asked for, and the longest")
+	flags.DurationVar(&options.IntermediateLife, "intermediate-ttl", 30*24*time.Hour, "life of the intermediate, which is replaced at half of it")
+	flags.DurationVar(&options.RootLife, "root-ttl", 10*365*24*time.Hour, "life of the root, which is replaced at 80 % of it")
+	flags.DurationVar(&options.RootOverlap, "root-overlap", time.Hour,
+		"within this time all who verify have learned a new root; the kubelet alone takes one or two minutes")
+	flags.BoolVar(&options.RequireAddress, "require-agent-address", false,
+		"refuse tokens that come from an address that is neither their pod's nor its node's (not behind masquerading)")
 	flags.Float64Var(&options.NodeRate, "node-rate", 50, "certificates a second for one node")
 	flags.IntVar(&options.NodeBurst, "node-burst", 500, "certificates at once for one node")
 	logs.register(c)
+	c.AddCommand(newCAStatusCommand(), newCARotateCommand())
 	return c
 }

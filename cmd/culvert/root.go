@@ -23,6 +23,7 @@ func newRootCommand() *cobra.Command {
 		newCRDsCommand(),
 		newPolicyCommand(),
 		newDemoCommand(),
+		newCertsCommand(),
 		newCheckCommand(),
 		newUninstallCommand(),
 		newPrepareCommand(),

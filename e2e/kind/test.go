@@ -21,6 +21,7 @@ func (t tool) test() *cobra.Command {
 	var (
 		keep, list  bool
 		only, image string
+		program     string
 		overlay     string
 		family      string
 	)
@@ -42,7 +43,7 @@ image has to be there already, and E2E_TOOLS_IMAGE may name a copy of the test a
 				}
 				return nil
 			}
-			o := walk.Options{Keep: keep, Overlay: overlay, Progress: cmd.ErrOrStderr(), NodeAccess: os.Getenv("E2E_KUBECONFIG") == "",
+			o := walk.Options{Keep: keep, Culvert: program, Overlay: overlay, Progress: cmd.ErrOrStderr(), NodeAccess: os.Getenv("E2E_KUBECONFIG") == "",
 				Tools: cmp.Or(os.Getenv("E2E_TOOLS_IMAGE"), tools.Image)}
 			if only != "" {
 				o.Only = pattern
@@ -55,6 +56,7 @@ image has to be there already, and E2E_TOOLS_IMAGE may name a copy of the test a
 	flags.BoolVar(&list, "list", false, "print the rows instead")
 	flags.StringVar(&only, "only", "", "play the rows that match this regular expression, written as with --list")
 	flags.StringVar(&image, "image", "bin/culvert-image.tar", "archive of the product's image, as make image writes it")
+	flags.StringVar(&program, "culvert", "bin/culvert", "the product's command line, as make build writes it")
 	flags.StringVar(&overlay, "overlay", "", "folder for kubectl apply -k (default: daemonset/overlays/kind of the checkout)")
 	flags.StringVar(&family, "ip-family", cluster.Dual, "of a cluster that has to be made: ipv4 or dual")
 	return cmd
@@ -67,6 +69,12 @@ func (t tool) walk(ctx context.Context, cmd *cobra.Command, o walk.Options, imag
 	}
 	if o.Overlay == "" {
 		o.Overlay = filepath.Join(source, "..", "..", "daemonset", "overlays", "kind")
+	}
+	if o.Culvert, err = filepath.Abs(o.Culvert); err != nil {
+		return err
+	}
+	if _, err := os.Stat(o.Culvert); err != nil {
+		return fmt.Errorf("command line of the product: %w (make build writes it)", err)
 	}
 	if o.NodeAccess {
 		if _, err := os.Stat(image); err != nil {

@@ -69,6 +69,7 @@ func (c *Conn) Send(m proto.Message, files ...*os.File) error {
 	if err != nil {
 		return fmt.Errorf("control message: %w", err)
 	}
+	defer clear(data) // there may be a key in it
 	if len(data) > MaxMessage {
 		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(data), MaxMessage)
 	}
@@ -135,6 +136,7 @@ func (c *Conn) ReceiveFromTunnel() (*FromTunnel, []*os.File, error) {
 
 func (c *Conn) receive(m proto.Message) ([]*os.File, error) {
 	n, oobn, flags, _, err := c.unix.ReadMsgUnix(c.buffer, c.oob)
+	defer clear(c.buffer[:max(n, 0)]) // there may be a key in it
 	fds, rightsErr := parseRights(c.oob[:oobn])
 	err = receiveError(n, flags, err, rightsErr)
 	if err == nil {

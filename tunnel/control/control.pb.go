@@ -178,6 +178,61 @@ func (Action) EnumDescriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{2}
 }
 
+type Stage int32
+
+const (
+	Stage_STAGE_UNSPECIFIED Stage = 0
+	Stage_STAGE_PREPARE     Stage = 1 // the workload, its certificate, a socket
+	Stage_STAGE_CONNECT     Stage = 2 // TCP
+	Stage_STAGE_HANDSHAKE   Stage = 3 // TLS, and what each side thinks of the other's certificate
+	Stage_STAGE_DONE        Stage = 4
+)
+
+// Enum value maps for Stage.
+var (
+	Stage_name = map[int32]string{
+		0: "STAGE_UNSPECIFIED",
+		1: "STAGE_PREPARE",
+		2: "STAGE_CONNECT",
+		3: "STAGE_HANDSHAKE",
+		4: "STAGE_DONE",
+	}
+	Stage_value = map[string]int32{
+		"STAGE_UNSPECIFIED": 0,
+		"STAGE_PREPARE":     1,
+		"STAGE_CONNECT":     2,
+		"STAGE_HANDSHAKE":   3,
+		"STAGE_DONE":        4,
+	}
+)
+
+func (x Stage) Enum() *Stage {
+	p := new(Stage)
+	*p = x
+	return p
+}
+
+func (x Stage) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Stage) Descriptor() protoreflect.EnumDescriptor {
+	return file_control_proto_enumTypes[3].Descriptor()
+}
+
+func (Stage) Type() protoreflect.EnumType {
+	return &file_control_proto_enumTypes[3]
+}
+
+func (x Stage) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Stage.Descriptor instead.
+func (Stage) EnumDescriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{3}
+}
+
 // FromAgent is every message that an agent sends.
 type FromAgent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -191,6 +246,7 @@ type FromAgent struct {
 	//	*FromAgent_Bundle
 	//	*FromAgent_Route
 	//	*FromAgent_Refused
+	//	*FromAgent_Verify
 	Message       isFromAgent_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -305,6 +361,15 @@ func (x *FromAgent) GetRefused() *Refused {
 	return nil
 }
 
+func (x *FromAgent) GetVerify() *Verify {
+	if x != nil {
+		if x, ok := x.Message.(*FromAgent_Verify); ok {
+			return x.Verify
+		}
+	}
+	return nil
+}
+
 type isFromAgent_Message interface {
 	isFromAgent_Message()
 }
@@ -341,6 +406,10 @@ type FromAgent_Refused struct {
 	Refused *Refused `protobuf:"bytes,8,opt,name=refused,proto3,oneof"`
 }
 
+type FromAgent_Verify struct {
+	Verify *Verify `protobuf:"bytes,9,opt,name=verify,proto3,oneof"`
+}
+
 func (*FromAgent_Welcome) isFromAgent_Message() {}
 
 func (*FromAgent_Workload) isFromAgent_Message() {}
@@ -357,6 +426,8 @@ func (*FromAgent_Route) isFromAgent_Message() {}
 
 func (*FromAgent_Refused) isFromAgent_Message() {}
 
+func (*FromAgent_Verify) isFromAgent_Message() {}
+
 // FromTunnel is every message that a tunnel sends.
 type FromTunnel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -365,6 +436,8 @@ type FromTunnel struct {
 	//	*FromTunnel_Hello
 	//	*FromTunnel_NeedSockets
 	//	*FromTunnel_RouteRequest
+	//	*FromTunnel_Holding
+	//	*FromTunnel_Verified
 	Message       isFromTunnel_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -434,6 +507,24 @@ func (x *FromTunnel) GetRouteRequest() *RouteRequest {
 	return nil
 }
 
+func (x *FromTunnel) GetHolding() *Holding {
+	if x != nil {
+		if x, ok := x.Message.(*FromTunnel_Holding); ok {
+			return x.Holding
+		}
+	}
+	return nil
+}
+
+func (x *FromTunnel) GetVerified() *Verified {
+	if x != nil {
+		if x, ok := x.Message.(*FromTunnel_Verified); ok {
+			return x.Verified
+		}
+	}
+	return nil
+}
+
 type isFromTunnel_Message interface {
 	isFromTunnel_Message()
 }
@@ -450,16 +541,31 @@ type FromTunnel_RouteRequest struct {
 	RouteRequest *RouteRequest `protobuf:"bytes,3,opt,name=route_request,json=routeRequest,proto3,oneof"`
 }
 
+type FromTunnel_Holding struct {
+	Holding *Holding `protobuf:"bytes,4,opt,name=holding,proto3,oneof"`
+}
+
+type FromTunnel_Verified struct {
+	Verified *Verified `protobuf:"bytes,5,opt,name=verified,proto3,oneof"`
+}
+
 func (*FromTunnel_Hello) isFromTunnel_Message() {}
 
 func (*FromTunnel_NeedSockets) isFromTunnel_Message() {}
 
 func (*FromTunnel_RouteRequest) isFromTunnel_Message() {}
 
+func (*FromTunnel_Holding) isFromTunnel_Message() {}
+
+func (*FromTunnel_Verified) isFromTunnel_Message() {}
+
 // Hello is the tunnel's first message.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// How many Holding messages follow at once. An agent that has just started waits for them before it asks a
+	// certificate authority for what the tunnel has.
+	Holdings      uint32 `protobuf:"varint,2,opt,name=holdings,proto3" json:"holdings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -501,6 +607,59 @@ func (x *Hello) GetVersion() uint32 {
 	return 0
 }
 
+func (x *Hello) GetHoldings() uint32 {
+	if x != nil {
+		return x.Holdings
+	}
+	return 0
+}
+
+// Holding says which SVID the tunnel has from an earlier agent: the chain (leaf first, DER), never the key. The
+// agent believes it no more than that it need not hurry.
+type Holding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chain         [][]byte               `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Holding) Reset() {
+	*x = Holding{}
+	mi := &file_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Holding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Holding) ProtoMessage() {}
+
+func (x *Holding) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Holding.ProtoReflect.Descriptor instead.
+func (*Holding) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Holding) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
 // Welcome is the agent's first message.
 type Welcome struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
@@ -514,7 +673,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +685,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +698,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Welcome) GetVersion() uint32 {
@@ -582,7 +741,7 @@ type PortMode struct {
 
 func (x *PortMode) Reset() {
 	*x = PortMode{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +753,7 @@ func (x *PortMode) String() string {
 func (*PortMode) ProtoMessage() {}
 
 func (x *PortMode) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +766,7 @@ func (x *PortMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortMode.ProtoReflect.Descriptor instead.
 func (*PortMode) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PortMode) GetPort() uint32 {
@@ -650,7 +809,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -662,7 +821,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -675,7 +834,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Workload) GetId() uint64 {
@@ -750,7 +909,7 @@ type WorkloadGone struct {
 
 func (x *WorkloadGone) Reset() {
 	*x = WorkloadGone{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +921,7 @@ func (x *WorkloadGone) String() string {
 func (*WorkloadGone) ProtoMessage() {}
 
 func (x *WorkloadGone) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +934,7 @@ func (x *WorkloadGone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadGone.ProtoReflect.Descriptor instead.
 func (*WorkloadGone) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WorkloadGone) GetId() uint64 {
@@ -798,7 +957,7 @@ type Sockets struct {
 
 func (x *Sockets) Reset() {
 	*x = Sockets{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +969,7 @@ func (x *Sockets) String() string {
 func (*Sockets) ProtoMessage() {}
 
 func (x *Sockets) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +982,7 @@ func (x *Sockets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sockets.ProtoReflect.Descriptor instead.
 func (*Sockets) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Sockets) GetWorkload() uint64 {
@@ -858,7 +1017,7 @@ type NeedSockets struct {
 
 func (x *NeedSockets) Reset() {
 	*x = NeedSockets{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +1029,7 @@ func (x *NeedSockets) String() string {
 func (*NeedSockets) ProtoMessage() {}
 
 func (x *NeedSockets) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +1042,7 @@ func (x *NeedSockets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NeedSockets.ProtoReflect.Descriptor instead.
 func (*NeedSockets) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NeedSockets) GetWorkload() uint64 {
@@ -910,17 +1069,19 @@ func (x *NeedSockets) GetCount() uint32 {
 // SVID is the certificate chain (leaf first, DER) and the PKCS #8 key of an identity. An empty chain
 // takes the identity back.
 type SVID struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
-	Chain         [][]byte               `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"`
-	Key           []byte                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Identity string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Chain    [][]byte               `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"`
+	Key      []byte                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	// Trust domains beside the own one (and its aliases) whose members may be peers of this identity.
+	FederatesWith []string `protobuf:"bytes,4,rep,name=federates_with,json=federatesWith,proto3" json:"federates_with,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SVID) Reset() {
 	*x = SVID{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1093,7 @@ func (x *SVID) String() string {
 func (*SVID) ProtoMessage() {}
 
 func (x *SVID) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1106,7 @@ func (x *SVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SVID.ProtoReflect.Descriptor instead.
 func (*SVID) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SVID) GetIdentity() string {
@@ -969,7 +1130,14 @@ func (x *SVID) GetKey() []byte {
 	return nil
 }
 
-// Bundle holds the roots (DER) of a trust domain.
+func (x *SVID) GetFederatesWith() []string {
+	if x != nil {
+		return x.FederatesWith
+	}
+	return nil
+}
+
+// Bundle holds the roots (DER) of a trust domain. No roots: the trust domain is no longer known.
 type Bundle struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
@@ -980,7 +1148,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1160,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1173,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1036,7 +1204,7 @@ type RouteRequest struct {
 
 func (x *RouteRequest) Reset() {
 	*x = RouteRequest{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1048,7 +1216,7 @@ func (x *RouteRequest) String() string {
 func (*RouteRequest) ProtoMessage() {}
 
 func (x *RouteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1061,7 +1229,7 @@ func (x *RouteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteRequest.ProtoReflect.Descriptor instead.
 func (*RouteRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RouteRequest) GetWorkload() uint64 {
@@ -1108,7 +1276,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1288,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1301,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -1199,7 +1367,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1379,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1392,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Route) GetWorkload() uint64 {
@@ -1278,7 +1446,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1458,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1471,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Refused) GetWorkload() uint64 {
@@ -1355,11 +1523,206 @@ func (x *Refused) GetSuppressed() uint64 {
 	return 0
 }
 
+// Verify asks the tunnel for a handshake of its own with an HBONE port, as a connection of the workload would make
+// it, on a socket of the reserve. Nothing is sent over it but the handshake. The answer is one Verified.
+type Verify struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // returned in the answer
+	Workload      uint64                 `protobuf:"varint,2,opt,name=workload,proto3" json:"workload,omitempty"`
+	Address       []byte                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	Identity      string                 `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"` // the SPIFFE ID that the peer must prove
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verify) Reset() {
+	*x = Verify{}
+	mi := &file_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verify) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verify) ProtoMessage() {}
+
+func (x *Verify) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verify.ProtoReflect.Descriptor instead.
+func (*Verify) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Verify) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Verify) GetWorkload() uint64 {
+	if x != nil {
+		return x.Workload
+	}
+	return 0
+}
+
+func (x *Verify) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Verify) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Verify) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+// Verified is what came of a Verify.
+type Verified struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Number               uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Reached              Stage                  `protobuf:"varint,2,opt,name=reached,proto3,enum=culvert.control.v1.Stage" json:"reached,omitempty"` // the stage that failed, or done
+	Error                string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`                                    // empty when done
+	LocalChain           [][]byte               `protobuf:"bytes,4,rep,name=local_chain,json=localChain,proto3" json:"local_chain,omitempty"`        // DER, leaf first; what the tunnel presented
+	PeerChain            [][]byte               `protobuf:"bytes,5,rep,name=peer_chain,json=peerChain,proto3" json:"peer_chain,omitempty"`           // what the peer presented, verified or not
+	TlsVersion           string                 `protobuf:"bytes,6,opt,name=tls_version,json=tlsVersion,proto3" json:"tls_version,omitempty"`
+	CipherSuite          string                 `protobuf:"bytes,7,opt,name=cipher_suite,json=cipherSuite,proto3" json:"cipher_suite,omitempty"`
+	Group                string                 `protobuf:"bytes,8,opt,name=group,proto3" json:"group,omitempty"` // of the key exchange
+	ConnectNanoseconds   uint64                 `protobuf:"varint,9,opt,name=connect_nanoseconds,json=connectNanoseconds,proto3" json:"connect_nanoseconds,omitempty"`
+	HandshakeNanoseconds uint64                 `protobuf:"varint,10,opt,name=handshake_nanoseconds,json=handshakeNanoseconds,proto3" json:"handshake_nanoseconds,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *Verified) Reset() {
+	*x = Verified{}
+	mi := &file_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verified) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verified) ProtoMessage() {}
+
+func (x *Verified) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verified.ProtoReflect.Descriptor instead.
+func (*Verified) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Verified) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Verified) GetReached() Stage {
+	if x != nil {
+		return x.Reached
+	}
+	return Stage_STAGE_UNSPECIFIED
+}
+
+func (x *Verified) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Verified) GetLocalChain() [][]byte {
+	if x != nil {
+		return x.LocalChain
+	}
+	return nil
+}
+
+func (x *Verified) GetPeerChain() [][]byte {
+	if x != nil {
+		return x.PeerChain
+	}
+	return nil
+}
+
+func (x *Verified) GetTlsVersion() string {
+	if x != nil {
+		return x.TlsVersion
+	}
+	return ""
+}
+
+func (x *Verified) GetCipherSuite() string {
+	if x != nil {
+		return x.CipherSuite
+	}
+	return ""
+}
+
+func (x *Verified) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *Verified) GetConnectNanoseconds() uint64 {
+	if x != nil {
+		return x.ConnectNanoseconds
+	}
+	return 0
+}
+
+func (x *Verified) GetHandshakeNanoseconds() uint64 {
+	if x != nil {
+		return x.HandshakeNanoseconds
+	}
+	return 0
+}
+
 var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x12culvert.control.v1\"\xdf\x03\n" +
+	"\rcontrol.proto\x12\x12culvert.control.v1\"\x95\x04\n" +
 	"\tFromAgent\x127\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.culvert.control.v1.WelcomeH\x00R\awelcome\x12:\n" +
 	"\bworkload\x18\x02 \x01(\v2\x1c.culvert.control.v1.WorkloadH\x00R\bworkload\x12G\n" +
@@ -1368,16 +1731,22 @@ const file_control_proto_rawDesc = "" +
 	"\x04svid\x18\x05 \x01(\v2\x18.culvert.control.v1.SVIDH\x00R\x04svid\x124\n" +
 	"\x06bundle\x18\x06 \x01(\v2\x1a.culvert.control.v1.BundleH\x00R\x06bundle\x121\n" +
 	"\x05route\x18\a \x01(\v2\x19.culvert.control.v1.RouteH\x00R\x05route\x127\n" +
-	"\arefused\x18\b \x01(\v2\x1b.culvert.control.v1.RefusedH\x00R\arefusedB\t\n" +
-	"\amessage\"\xd9\x01\n" +
+	"\arefused\x18\b \x01(\v2\x1b.culvert.control.v1.RefusedH\x00R\arefused\x124\n" +
+	"\x06verify\x18\t \x01(\v2\x1a.culvert.control.v1.VerifyH\x00R\x06verifyB\t\n" +
+	"\amessage\"\xce\x02\n" +
 	"\n" +
 	"FromTunnel\x121\n" +
 	"\x05hello\x18\x01 \x01(\v2\x19.culvert.control.v1.HelloH\x00R\x05hello\x12D\n" +
 	"\fneed_sockets\x18\x02 \x01(\v2\x1f.culvert.control.v1.NeedSocketsH\x00R\vneedSockets\x12G\n" +
-	"\rroute_request\x18\x03 \x01(\v2 .culvert.control.v1.RouteRequestH\x00R\frouteRequestB\t\n" +
-	"\amessage\"!\n" +
+	"\rroute_request\x18\x03 \x01(\v2 .culvert.control.v1.RouteRequestH\x00R\frouteRequest\x127\n" +
+	"\aholding\x18\x04 \x01(\v2\x1b.culvert.control.v1.HoldingH\x00R\aholding\x12:\n" +
+	"\bverified\x18\x05 \x01(\v2\x1c.culvert.control.v1.VerifiedH\x00R\bverifiedB\t\n" +
+	"\amessage\"=\n" +
 	"\x05Hello\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\rR\aversion\"\x8c\x01\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1a\n" +
+	"\bholdings\x18\x02 \x01(\rR\bholdings\"\x1f\n" +
+	"\aHolding\x12\x14\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\"\x8c\x01\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12!\n" +
@@ -1407,11 +1776,12 @@ const file_control_proto_rawDesc = "" +
 	"\vNeedSockets\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\x04R\bworkload\x12\x12\n" +
 	"\x04ipv6\x18\x02 \x01(\bR\x04ipv6\x12\x14\n" +
-	"\x05count\x18\x03 \x01(\rR\x05count\"J\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\"q\n" +
 	"\x04SVID\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x12\x10\n" +
-	"\x03key\x18\x03 \x01(\fR\x03key\"A\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\x12%\n" +
+	"\x0efederates_with\x18\x04 \x03(\tR\rfederatesWith\"A\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\"p\n" +
@@ -1444,7 +1814,28 @@ const file_control_proto_rawDesc = "" +
 	"\x06policy\x18\x06 \x01(\tR\x06policy\x12\x1e\n" +
 	"\n" +
 	"suppressed\x18\a \x01(\x04R\n" +
-	"suppressed*T\n" +
+	"suppressed\"\x86\x01\n" +
+	"\x06Verify\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1a\n" +
+	"\bworkload\x18\x02 \x01(\x04R\bworkload\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\x12\x1a\n" +
+	"\bidentity\x18\x05 \x01(\tR\bidentity\"\xed\x02\n" +
+	"\bVerified\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x123\n" +
+	"\areached\x18\x02 \x01(\x0e2\x19.culvert.control.v1.StageR\areached\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x1f\n" +
+	"\vlocal_chain\x18\x04 \x03(\fR\n" +
+	"localChain\x12\x1d\n" +
+	"\n" +
+	"peer_chain\x18\x05 \x03(\fR\tpeerChain\x12\x1f\n" +
+	"\vtls_version\x18\x06 \x01(\tR\n" +
+	"tlsVersion\x12!\n" +
+	"\fcipher_suite\x18\a \x01(\tR\vcipherSuite\x12\x14\n" +
+	"\x05group\x18\b \x01(\tR\x05group\x12/\n" +
+	"\x13connect_nanoseconds\x18\t \x01(\x04R\x12connectNanoseconds\x123\n" +
+	"\x15handshake_nanoseconds\x18\n" +
+	" \x01(\x04R\x14handshakeNanoseconds*T\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fMODE_DISABLE\x10\x01\x12\x13\n" +
@@ -1458,7 +1849,14 @@ const file_control_proto_rawDesc = "" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rACTION_REFUSE\x10\x01\x12\x11\n" +
 	"\rACTION_DIRECT\x10\x02\x12\x10\n" +
-	"\fACTION_HBONE\x10\x03B0Z.github.com/culvert-mesh/culvert/tunnel/controlb\x06proto3"
+	"\fACTION_HBONE\x10\x03*i\n" +
+	"\x05Stage\x12\x15\n" +
+	"\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rSTAGE_PREPARE\x10\x01\x12\x11\n" +
+	"\rSTAGE_CONNECT\x10\x02\x12\x13\n" +
+	"\x0fSTAGE_HANDSHAKE\x10\x03\x12\x0e\n" +
+	"\n" +
+	"STAGE_DONE\x10\x04B0Z.github.com/culvert-mesh/culvert/tunnel/controlb\x06proto3"
 
 var (
 	file_control_proto_rawDescOnce sync.Once
@@ -1472,51 +1870,59 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_control_proto_goTypes = []any{
 	(Mode)(0),            // 0: culvert.control.v1.Mode
 	(ListenerKind)(0),    // 1: culvert.control.v1.ListenerKind
 	(Action)(0),          // 2: culvert.control.v1.Action
-	(*FromAgent)(nil),    // 3: culvert.control.v1.FromAgent
-	(*FromTunnel)(nil),   // 4: culvert.control.v1.FromTunnel
-	(*Hello)(nil),        // 5: culvert.control.v1.Hello
-	(*Welcome)(nil),      // 6: culvert.control.v1.Welcome
-	(*PortMode)(nil),     // 7: culvert.control.v1.PortMode
-	(*Workload)(nil),     // 8: culvert.control.v1.Workload
-	(*WorkloadGone)(nil), // 9: culvert.control.v1.WorkloadGone
-	(*Sockets)(nil),      // 10: culvert.control.v1.Sockets
-	(*NeedSockets)(nil),  // 11: culvert.control.v1.NeedSockets
-	(*SVID)(nil),         // 12: culvert.control.v1.SVID
-	(*Bundle)(nil),       // 13: culvert.control.v1.Bundle
-	(*RouteRequest)(nil), // 14: culvert.control.v1.RouteRequest
-	(*Endpoint)(nil),     // 15: culvert.control.v1.Endpoint
-	(*Route)(nil),        // 16: culvert.control.v1.Route
-	(*Refused)(nil),      // 17: culvert.control.v1.Refused
+	(Stage)(0),           // 3: culvert.control.v1.Stage
+	(*FromAgent)(nil),    // 4: culvert.control.v1.FromAgent
+	(*FromTunnel)(nil),   // 5: culvert.control.v1.FromTunnel
+	(*Hello)(nil),        // 6: culvert.control.v1.Hello
+	(*Holding)(nil),      // 7: culvert.control.v1.Holding
+	(*Welcome)(nil),      // 8: culvert.control.v1.Welcome
+	(*PortMode)(nil),     // 9: culvert.control.v1.PortMode
+	(*Workload)(nil),     // 10: culvert.control.v1.Workload
+	(*WorkloadGone)(nil), // 11: culvert.control.v1.WorkloadGone
+	(*Sockets)(nil),      // 12: culvert.control.v1.Sockets
+	(*NeedSockets)(nil),  // 13: culvert.control.v1.NeedSockets
+	(*SVID)(nil),         // 14: culvert.control.v1.SVID
+	(*Bundle)(nil),       // 15: culvert.control.v1.Bundle
+	(*RouteRequest)(nil), // 16: culvert.control.v1.RouteRequest
+	(*Endpoint)(nil),     // 17: culvert.control.v1.Endpoint
+	(*Route)(nil),        // 18: culvert.control.v1.Route
+	(*Refused)(nil),      // 19: culvert.control.v1.Refused
+	(*Verify)(nil),       // 20: culvert.control.v1.Verify
+	(*Verified)(nil),     // 21: culvert.control.v1.Verified
 }
 var file_control_proto_depIdxs = []int32{
-	6,  // 0: culvert.control.v1.FromAgent.welcome:type_name -> culvert.control.v1.Welcome
-	8,  // 1: culvert.control.v1.FromAgent.workload:type_name -> culvert.control.v1.Workload
-	9,  // 2: culvert.control.v1.FromAgent.workload_gone:type_name -> culvert.control.v1.WorkloadGone
-	10, // 3: culvert.control.v1.FromAgent.sockets:type_name -> culvert.control.v1.Sockets
-	12, // 4: culvert.control.v1.FromAgent.svid:type_name -> culvert.control.v1.SVID
-	13, // 5: culvert.control.v1.FromAgent.bundle:type_name -> culvert.control.v1.Bundle
-	16, // 6: culvert.control.v1.FromAgent.route:type_name -> culvert.control.v1.Route
-	17, // 7: culvert.control.v1.FromAgent.refused:type_name -> culvert.control.v1.Refused
-	5,  // 8: culvert.control.v1.FromTunnel.hello:type_name -> culvert.control.v1.Hello
-	11, // 9: culvert.control.v1.FromTunnel.need_sockets:type_name -> culvert.control.v1.NeedSockets
-	14, // 10: culvert.control.v1.FromTunnel.route_request:type_name -> culvert.control.v1.RouteRequest
-	0,  // 11: culvert.control.v1.PortMode.mode:type_name -> culvert.control.v1.Mode
-	7,  // 12: culvert.control.v1.Workload.default_mode:type_name -> culvert.control.v1.PortMode
-	7,  // 13: culvert.control.v1.Workload.port_modes:type_name -> culvert.control.v1.PortMode
-	1,  // 14: culvert.control.v1.Workload.listeners:type_name -> culvert.control.v1.ListenerKind
-	2,  // 15: culvert.control.v1.Endpoint.action:type_name -> culvert.control.v1.Action
-	15, // 16: culvert.control.v1.Route.endpoints:type_name -> culvert.control.v1.Endpoint
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	8,  // 0: culvert.control.v1.FromAgent.welcome:type_name -> culvert.control.v1.Welcome
+	10, // 1: culvert.control.v1.FromAgent.workload:type_name -> culvert.control.v1.Workload
+	11, // 2: culvert.control.v1.FromAgent.workload_gone:type_name -> culvert.control.v1.WorkloadGone
+	12, // 3: culvert.control.v1.FromAgent.sockets:type_name -> culvert.control.v1.Sockets
+	14, // 4: culvert.control.v1.FromAgent.svid:type_name -> culvert.control.v1.SVID
+	15, // 5: culvert.control.v1.FromAgent.bundle:type_name -> culvert.control.v1.Bundle
+	18, // 6: culvert.control.v1.FromAgent.route:type_name -> culvert.control.v1.Route
+	19, // 7: culvert.control.v1.FromAgent.refused:type_name -> culvert.control.v1.Refused
+	20, // 8: culvert.control.v1.FromAgent.verify:type_name -> culvert.control.v1.Verify
+	6,  // 9: culvert.control.v1.FromTunnel.hello:type_name -> culvert.control.v1.Hello
+	13, // 10: culvert.control.v1.FromTunnel.need_sockets:type_name -> culvert.control.v1.NeedSockets
+	16, // 11: culvert.control.v1.FromTunnel.route_request:type_name -> culvert.control.v1.RouteRequest
+	7,  // 12: culvert.control.v1.FromTunnel.holding:type_name -> culvert.control.v1.Holding
+	21, // 13: culvert.control.v1.FromTunnel.verified:type_name -> culvert.control.v1.Verified
+	0,  // 14: culvert.control.v1.PortMode.mode:type_name -> culvert.control.v1.Mode
+	9,  // 15: culvert.control.v1.Workload.default_mode:type_name -> culvert.control.v1.PortMode
+	9,  // 16: culvert.control.v1.Workload.port_modes:type_name -> culvert.control.v1.PortMode
+	1,  // 17: culvert.control.v1.Workload.listeners:type_name -> culvert.control.v1.ListenerKind
+	2,  // 18: culvert.control.v1.Endpoint.action:type_name -> culvert.control.v1.Action
+	17, // 19: culvert.control.v1.Route.endpoints:type_name -> culvert.control.v1.Endpoint
+	3,  // 20: culvert.control.v1.Verified.reached:type_name -> culvert.control.v1.Stage
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1533,19 +1939,22 @@ func file_control_proto_init() {
 		(*FromAgent_Bundle)(nil),
 		(*FromAgent_Route)(nil),
 		(*FromAgent_Refused)(nil),
+		(*FromAgent_Verify)(nil),
 	}
 	file_control_proto_msgTypes[1].OneofWrappers = []any{
 		(*FromTunnel_Hello)(nil),
 		(*FromTunnel_NeedSockets)(nil),
 		(*FromTunnel_RouteRequest)(nil),
+		(*FromTunnel_Holding)(nil),
+		(*FromTunnel_Verified)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   15,
+			NumEnums:      4,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// Handler answers one CONNECT request, in a goroutine of its own: it must call either Accept or
-// Refuse, once. ctx ends when the peer gives up or the connection ends.
+// Handler answers one CONNECT request, in a goroutine of its own: it must call one of Accept,
+// Refuse and Decline, once. ctx ends when the peer gives up or the connection ends.
 type Handler func(ctx context.Context, r *Request)
 
 // Request is a CONNECT request. All of it is what the peer says: none of it is an identity.
@@ -29,6 +29,7 @@ type Request struct {
 var (
 	errAnswered = errors.New("CONNECT request answered before")
 	errRefused  = errors.New("CONNECT request refused")
+	errDeclined = errors.New("CONNECT request not served: connection takes no more")
 )
 
 // Server takes an HBONE connection over tcp, which it owns from now on: on failure tcp is closed.
@@ -143,6 +144,31 @@ func (r *Request) Refuse(status int) error {
 		c.control(appendUint32Frame(nil, frameReset, s.id, uint32(CodeNo)))
 	}
 	s.abort(errRefused)
+	c.flush(false)
+	return nil
+}
+
+// Decline gives a request back unserved and tells the peer that the connection takes no more: GOAWAY first, so that
+// a client which sends the request again (RFC 9113, section 8.7) does so over another connection.
+func (r *Request) Decline() error {
+	s := r.stream
+	if r.answered {
+		return errAnswered
+	}
+	r.answered = true
+	defer s.forget()
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	c.closing = true
+	if !c.goAwaySent {
+		c.announceEnd()
+	}
+	c.control(appendUint32Frame(nil, frameReset, s.id, uint32(CodeRefusedStream)))
+	s.abort(errDeclined)
 	c.flush(false)
 	return nil
 }

@@ -23,16 +23,18 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/culvert-mesh/culvert/agent/identity"
 	"github.com/culvert-mesh/culvert/agent/identity/ca/wire"
+	"github.com/culvert-mesh/culvert/agent/identity/svidcheck"
 )
 
 // Options configure a Client. Address, TokenFile, RootsFile, TrustDomain and Logger are required.
 type Options struct {
 	Address     string // host:port
 	TokenFile   string // the agent's service account token, read at each call
-	RootsFile   string // PEM; what the CA's certificate and its SVIDs must lead to. It may appear and change at any time
+	RootsFile   string // PEM; what the CA's certificate and its SVIDs must lead to. It may appear and change at any time; a CA may stream more
 	TrustDomain spiffeid.TrustDomain
-	ClusterID   string        // as istiod knows the cluster; empty: not told
+	ClusterID   string        // as istiod knows the cluster, which it must to certify others than the agent; empty: not told
 	ServerName  string        // in the CA's certificate; empty: the host in Address
 	Life        time.Duration // asked for; 0: 24 h
 	Timeout     time.Duration // of one call; 0: 10 s
@@ -61,7 +63,6 @@ func New(o Options) (*Client, error) {
 	r := newRoots(o.RootsFile, o.TrustDomain, o.Logger)
 	conn, err := grpc.NewClient("dns:///"+o.Address,
 		grpc.WithTransportCredentials(newTransport(o.ServerName, r)),
-		grpc.WithPerRPCCredentials(token{file: o.TokenFile, cluster: o.ClusterID}),
 		grpc.WithNoProxy(), // the CA is inside the cluster
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
@@ -76,6 +77,7 @@ func New(o Options) (*Client, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup
 	tasks.Go(func() { r.watch(ctx) })
+	tasks.Go(func() { r.follow(ctx, watchOn(conn)) })
 	return &Client{Options: o, roots: r, ca: wire.NewClient(conn), close: sync.OnceValue(func() error {
 		stop()
 		err := conn.Close()
@@ -113,27 +115,46 @@ func (o *Options) complete() error {
 // Close ends all calls and the connection, and waits.
 func (c *Client) Close() error { return c.close() }
 
-// Bundle returns the roots of the trust domain as last read; none before the file is there, so that nothing verifies.
-func (c *Client) Bundle() *x509bundle.Bundle { return c.roots.bundle() }
+// Bundles returns the roots of the trust domain as last read or streamed; none before the file is there, so that
+// nothing verifies.
+func (c *Client) Bundles() []*x509bundle.Bundle { return []*x509bundle.Bundle{c.roots.bundle()} }
 
-// Changed returns a channel that is closed when Bundle is to return something else than before. Ask for the
-// channel first, then for the bundle, and no change is missed.
+// String implements identity.Issuer.
+func (c *Client) String() string { return "CA " + c.Address }
+
+// Changed returns a channel that is closed when Bundles is to return something else than before. Ask for the
+// channel first, then for the bundles, and no change is missed.
 func (c *Client) Changed() <-chan struct{} { return c.roots.next() }
 
 // Issue makes a key in memory and has it certified for id. It waits for the roots, if they are not there yet.
-func (c *Client) Issue(ctx context.Context, id spiffeid.ID) (*x509svid.SVID, error) {
+func (c *Client) Issue(ctx context.Context, w identity.Workload) (*identity.SVID, error) {
+	id := w.ID
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	if err := c.roots.wait(ctx); err != nil {
+		return nil, fmt.Errorf("SVID %s: %w", id, err)
+	}
+	ctx, err := withToken(ctx, c.TokenFile, c.ClusterID)
+	if err != nil {
 		return nil, fmt.Errorf("SVID %s: %w", id, err)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("SVID %s: key: %w", id, err)
 	}
+	svid, err := c.certify(ctx, id, key)
+	if err != nil {
+		identity.Wipe(key)
+		return nil, fmt.Errorf("SVID %s: %w", id, err)
+	}
+	return svid, nil
+}
+
+// certify makes one call, and checks the answer.
+func (c *Client) certify(ctx context.Context, id spiffeid.ID, key *ecdsa.PrivateKey) (*identity.SVID, error) {
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{id.URL()}}, key)
 	if err != nil {
-		return nil, fmt.Errorf("SVID %s: CSR: %w", id, err)
+		return nil, fmt.Errorf("CSR: %w", err)
 	}
 	answer, err := c.ca.CreateCertificate(ctx, wire.Request{
 		CSR:      pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}),
@@ -141,11 +162,11 @@ func (c *Client) Issue(ctx context.Context, id spiffeid.ID) (*x509svid.SVID, err
 		Identity: id.String(),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("SVID %s: CA %s: %w", id, c.Address, err)
+		return nil, fmt.Errorf("CA %s: %w", c.Address, c.explain(err))
 	}
-	svid := &x509svid.SVID{ID: id, Certificates: answer.Chain, PrivateKey: key}
-	if err := check(svid, c.Bundle(), time.Now()); err != nil {
-		return nil, fmt.Errorf("SVID %s: answer of CA %s: %w", id, c.Address, err)
+	svid := &identity.SVID{SVID: x509svid.SVID{ID: id, Certificates: answer.Chain, PrivateKey: key}}
+	if err := svidcheck.Check(&svid.SVID, id, c.roots.bundle(), time.Now()); err != nil {
+		return nil, fmt.Errorf("answer of CA %s: %w", c.Address, c.explainAnswer(err, answer.Chain[0]))
 	}
 	return svid, nil
 }

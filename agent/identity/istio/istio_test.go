@@ -23,9 +23,11 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/culvert-mesh/culvert/agent/identity"
 	"github.com/culvert-mesh/culvert/agent/identity/ca"
 	"github.com/culvert-mesh/culvert/agent/identity/ca/catest"
 	"github.com/culvert-mesh/culvert/agent/identity/ca/wire"
+	"github.com/culvert-mesh/culvert/agent/identity/ca/wire/bundlepb"
 )
 
 const serverName = "istiod.istio-system.svc"
@@ -39,6 +41,7 @@ func cart() spiffeid.ID { return spiffeid.RequireFromPath(domain(), "/ns/shop/sa
 // fakeCA answers over TLS what answer makes of a request.
 type fakeCA struct {
 	root    *catest.CA
+	stream  *streamer // nil: it streams no roots, as istiod
 	address string
 	answer  atomic.Pointer[func(context.Context, wire.Request) (*wire.Answer, error)]
 	stop    func()
@@ -52,9 +55,12 @@ func (f *fakeCA) answers(with func(context.Context, wire.Request) (*wire.Answer,
 	f.answer.Store(&with)
 }
 
-func startCA(t *testing.T) *fakeCA {
+func startCA(t *testing.T, alter ...func(*fakeCA)) *fakeCA {
 	t.Helper()
 	f := &fakeCA{root: catest.Root(t, "root")}
+	for _, a := range alter {
+		a(f)
+	}
 	f.answers(func(_ context.Context, r wire.Request) (*wire.Answer, error) {
 		return &wire.Answer{Chain: []*x509.Certificate{f.root.Leaf(t, key(t, r), uri(r.Identity))}, Roots: []*x509.Certificate{f.root.Cert}}, nil
 	})
@@ -74,6 +80,9 @@ func (f *fakeCA) serve(t *testing.T, address string) {
 	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13,
 		Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.Raw}, PrivateKey: serving}}})))
 	wire.Register(g, f)
+	if f.stream != nil {
+		bundlepb.RegisterTrustBundleServer(g, f.stream)
+	}
 	var done sync.WaitGroup
 	done.Go(func() {
 		if err := g.Serve(l); err != nil {
@@ -162,7 +171,7 @@ func TestIssueSendsWhatIstiodWantsAndReadsTheTokenEachTime(t *testing.T) {
 	})
 	m := mount(t, f.root)
 	c := newClient(t, f.address, m, nil)
-	svid, err := c.Issue(t.Context(), cart())
+	svid, err := c.Issue(t.Context(), identity.Workload{ID: cart()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +188,7 @@ func TestIssueSendsWhatIstiodWantsAndReadsTheTokenEachTime(t *testing.T) {
 		t.Errorf("asked for %q and %s", asked.Identity, asked.Life)
 	}
 	write(t, m.token, []byte("token-2"))
-	if _, err := c.Issue(t.Context(), cart()); err != nil {
+	if _, err := c.Issue(t.Context(), identity.Workload{ID: cart()}); err != nil {
 		t.Fatal(err)
 	}
 	if got := seen.Get("authorization"); len(got) != 1 || got[0] != "Bearer token-2" {
@@ -188,7 +197,7 @@ func TestIssueSendsWhatIstiodWantsAndReadsTheTokenEachTime(t *testing.T) {
 	if err := os.Remove(m.token); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Issue(t.Context(), cart()); err == nil || !strings.Contains(err.Error(), m.token) {
+	if _, err := c.Issue(t.Context(), identity.Workload{ID: cart()}); err == nil || !strings.Contains(err.Error(), m.token) {
 		t.Errorf("without a token: %v", err)
 	}
 }
@@ -257,7 +266,7 @@ func TestAnswersThatAreNotTaken(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			f.answers(test.answer)
-			svid, err := c.Issue(t.Context(), cart())
+			svid, err := c.Issue(t.Context(), identity.Workload{ID: cart()})
 			switch {
 			case test.want == "" && err != nil:
 				t.Fatal(err)
@@ -267,7 +276,7 @@ func TestAnswersThatAreNotTaken(t *testing.T) {
 		})
 	}
 	f.answers(good)
-	if _, err := c.Issue(t.Context(), cart()); err != nil {
+	if _, err := c.Issue(t.Context(), identity.Workload{ID: cart()}); err != nil {
 		t.Fatalf("after all that: %v", err)
 	}
 }
@@ -277,19 +286,19 @@ func TestIssueWaitsForTheRootsAndSaysSo(t *testing.T) {
 	m := mount(t)
 	var log bytes.Buffer
 	c := newClient(t, f.address, m, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
-	if !c.Bundle().Empty() {
+	if !c.Bundles()[0].Empty() {
 		t.Fatal("roots from nowhere")
 	}
 	changed := c.Changed()
 	issued := make(chan error, 1)
-	go func() { _, err := c.Issue(t.Context(), cart()); issued <- err }()
+	go func() { _, err := c.Issue(t.Context(), identity.Workload{ID: cart()}); issued <- err }()
 	time.Sleep(200 * time.Millisecond)
 	write(t, m.roots, catest.CertPEM(f.root))
 	if err := <-issued; err != nil {
 		t.Fatal(err)
 	}
 	<-changed
-	if c.Bundle().Empty() {
+	if c.Bundles()[0].Empty() {
 		t.Fatal("no roots in the bundle")
 	}
 	if err := c.Close(); err != nil {
@@ -303,7 +312,7 @@ func TestIssueWaitsForTheRootsAndSaysSo(t *testing.T) {
 func TestWithoutRootsTheErrorNamesTheFile(t *testing.T) {
 	m := mount(t)
 	c := newClient(t, "127.0.0.1:1", m, func(o *Options) { o.Timeout = 100 * time.Millisecond })
-	if _, err := c.Issue(t.Context(), cart()); err == nil || !strings.Contains(err.Error(), m.roots) {
+	if _, err := c.Issue(t.Context(), identity.Workload{ID: cart()}); err == nil || !strings.Contains(err.Error(), m.roots) {
 		t.Fatalf("error %v", err)
 	}
 }
@@ -315,7 +324,7 @@ func TestRootsChangeAndBrokenOnesDoNot(t *testing.T) {
 	c := newClient(t, f.address, m, nil)
 	write(t, m.roots, []byte("broken"))
 	time.Sleep(2 * lookInterval)
-	if !c.Bundle().HasX509Authority(f.root.Cert) {
+	if !c.Bundles()[0].HasX509Authority(f.root.Cert) {
 		t.Fatal("a broken file took the roots away")
 	}
 	changed := c.Changed()
@@ -325,7 +334,7 @@ func TestRootsChangeAndBrokenOnesDoNot(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("no change told")
 	}
-	if b := c.Bundle(); !b.HasX509Authority(f.root.Cert) || !b.HasX509Authority(next.Cert) {
+	if b := c.Bundles()[0]; !b.HasX509Authority(f.root.Cert) || !b.HasX509Authority(next.Cert) {
 		t.Fatal("not both roots in the bundle")
 	}
 	select {
@@ -338,7 +347,7 @@ func TestRootsChangeAndBrokenOnesDoNot(t *testing.T) {
 func TestCAThatCannotProveItsName(t *testing.T) {
 	f := startCA(t)
 	c := newClient(t, f.address, mount(t, f.root), func(o *Options) { o.ServerName = "culvert-ca.culvert-system.svc" })
-	if _, err := c.Issue(t.Context(), cart()); err == nil || !strings.Contains(err.Error(), serverName) {
+	if _, err := c.Issue(t.Context(), identity.Workload{ID: cart()}); err == nil || !strings.Contains(err.Error(), serverName) {
 		t.Fatalf("error %v", err)
 	}
 }
@@ -346,12 +355,12 @@ func TestCAThatCannotProveItsName(t *testing.T) {
 func TestCAAwayAndBack(t *testing.T) {
 	f := startCA(t)
 	c := newClient(t, f.address, mount(t, f.root), nil)
-	if _, err := c.Issue(t.Context(), cart()); err != nil {
+	if _, err := c.Issue(t.Context(), identity.Workload{ID: cart()}); err != nil {
 		t.Fatal(err)
 	}
 	f.stop()
 	began := time.Now()
-	if _, err := c.Issue(t.Context(), cart()); err == nil || !strings.Contains(err.Error(), "code = Unavailable") {
+	if _, err := c.Issue(t.Context(), identity.Workload{ID: cart()}); err == nil || !strings.Contains(err.Error(), "code = Unavailable") {
 		t.Fatalf("error %v", err)
 	}
 	if took := time.Since(began); took > 3*time.Second {
@@ -359,7 +368,7 @@ func TestCAAwayAndBack(t *testing.T) {
 	}
 	f.serve(t, f.address)
 	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		_, err := c.Issue(t.Context(), cart())
+		_, err := c.Issue(t.Context(), identity.Workload{ID: cart()})
 		if err == nil {
 			return
 		}

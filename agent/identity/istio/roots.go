@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,8 +23,9 @@ const (
 	maxRootsBytes = 1 << 20
 )
 
-// roots are those in a file, which may be missing at first. What was read once stays until the file holds something
-// better.
+// roots are those in a file, which may be missing at first, and those that the CA streams. What was read once stays
+// until the file holds something better. What was streamed stays as well when the stream is lost, because the file
+// may be behind it; once the file changes it has caught up, and counts alone.
 type roots struct {
 	file   string
 	domain spiffeid.TrustDomain
@@ -32,9 +34,12 @@ type roots struct {
 	text    []byte // as read last; only watch uses it
 	problem string // as logged last
 
-	mu      sync.Mutex
-	certs   []*x509.Certificate
-	changed chan struct{} // closed and replaced at each change
+	mu        sync.Mutex
+	mounted   []*x509.Certificate
+	streamed  []*x509.Certificate
+	streaming bool
+	known     []*x509.Certificate // both, each once
+	changed   chan struct{}       // closed and replaced at each change of known
 }
 
 func newRoots(file string, td spiffeid.TrustDomain, log *slog.Logger) *roots {
@@ -78,17 +83,51 @@ func (r *roots) read() {
 	r.text, r.problem = text, ""
 	r.log.Info("roots of the CA read", "file", r.file, "count", len(certs), "first", certs[0].Subject.String(),
 		"expires", certs[0].NotAfter)
+	r.update(func() {
+		r.mounted = certs
+		if !r.streaming {
+			r.streamed = nil
+		}
+	})
+}
+
+// stream takes what the CA streams in place of what it streamed before.
+func (r *roots) stream(certs []*x509.Certificate) (changed bool) {
+	return r.update(func() { r.streamed, r.streaming = certs, true })
+}
+
+// lost notes that the stream has ended, and reports whether there was one.
+func (r *roots) lost() (was bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.certs = certs
+	was, r.streaming = r.streaming, false
+	return was
+}
+
+// update applies f, which holds the lock, and tells whether the roots are others than before.
+func (r *roots) update(f func()) (changed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f()
+	known := slices.Clone(r.mounted)
+	for _, c := range r.streamed {
+		if !slices.ContainsFunc(known, c.Equal) {
+			known = append(known, c)
+		}
+	}
+	if slices.EqualFunc(known, r.known, (*x509.Certificate).Equal) {
+		return false
+	}
+	r.known = known
 	close(r.changed)
 	r.changed = make(chan struct{})
+	return true
 }
 
 func (r *roots) current() []*x509.Certificate {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.certs
+	return r.known
 }
 
 func (r *roots) next() <-chan struct{} {

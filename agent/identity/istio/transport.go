@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"os"
 
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/culvert-mesh/culvert/agent/identity/ca/wire"
 )
@@ -27,9 +29,20 @@ func (t *transport) tls() credentials.TransportCredentials {
 	return credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.name, RootCAs: t.roots.pool()})
 }
 
-// ClientHandshake implements credentials.TransportCredentials.
+// ClientHandshake implements credentials.TransportCredentials. What it returns reaches the log as text, so it says
+// what to look at.
 func (t *transport) ClientHandshake(ctx context.Context, authority string, c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return t.tls().ClientHandshake(ctx, authority, c)
+	conn, info, err := t.tls().ClientHandshake(ctx, authority, c)
+	var stranger x509.UnknownAuthorityError
+	var name x509.HostnameError
+	switch {
+	case errors.As(err, &stranger):
+		err = fmt.Errorf("%w (the CA's own certificate leads to none of the %d roots of %s: is that file of this CA?)",
+			err, len(t.roots.current()), t.roots.file)
+	case errors.As(err, &name):
+		err = fmt.Errorf("%w (the CA is expected to be %s: is the address right, or is another server name to be set?)", err, t.name)
+	}
+	return conn, info, err
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -51,28 +64,22 @@ func (t *transport) OverrideServerName(name string) error {
 
 const maxTokenBytes = 16 << 10
 
-// token goes with each call. It is read each time, because the kubelet replaces it.
-type token struct{ file, cluster string }
-
-// GetRequestMetadata implements credentials.PerRPCCredentials.
-func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	text, err := readFile(t.file, maxTokenBytes)
+// withToken adds what says who asks. The token is read each time, because the kubelet replaces it.
+func withToken(ctx context.Context, file, cluster string) (context.Context, error) {
+	text, err := readFile(file, maxTokenBytes)
 	if err != nil {
 		return nil, fmt.Errorf("token: %w", err)
 	}
 	text = bytes.TrimSpace(text)
 	if len(text) == 0 {
-		return nil, fmt.Errorf("token: %s is empty", t.file)
+		return nil, fmt.Errorf("token: %s is empty", file)
 	}
-	md := map[string]string{wire.AuthorizationKey: wire.BearerPrefix + string(text)}
-	if t.cluster != "" {
-		md[wire.ClusterKey] = t.cluster
+	ctx = metadata.AppendToOutgoingContext(ctx, wire.AuthorizationKey, wire.BearerPrefix+string(text))
+	if cluster != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, wire.ClusterKey, cluster)
 	}
-	return md, nil
+	return ctx, nil
 }
-
-// RequireTransportSecurity implements credentials.PerRPCCredentials.
-func (t token) RequireTransportSecurity() bool { return true }
 
 // readFile reads a file of bounded size.
 func readFile(name string, most int64) ([]byte, error) {

@@ -38,6 +38,7 @@ type Options struct {
 	Image      string         // archive of the product's image; empty: the cluster has it, or pulls it
 	Overlay    string         // the folder for kubectl apply -k
 	Tools      string         // image of the test application
+	Culvert    string         // the product's command line on this machine
 	Only       *regexp.Regexp // rows that are played, by "group: row"; nil: all
 	Keep       bool           // leave Culvert and the pods of the tests
 	Progress   io.Writer
@@ -77,7 +78,7 @@ func groups() []group {
 	all := []group{installation()}
 	all = append(all, walkthrough()...)
 	return append(all, control(), openConnections(), services(), probes(), firstPackets(), reports(), badInput(), manyPolicies(),
-		rotation(), restarts(), nodeRestart(), churn(), removal())
+		certificates(), rotation(), rotationOfTheCA(), restarts(), nodeRestart(), churn(), removal())
 }
 
 // suite is one run.

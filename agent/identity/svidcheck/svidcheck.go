@@ -1,7 +1,9 @@
-package istio
+// Package svidcheck looks at an SVID from an issuer before it is used: as a peer would, and at whether it is what was
+// asked for.
+package svidcheck
 
 import (
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -9,24 +11,27 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
 const (
-	// maxLife bounds what a CA may give: an SVID cannot be taken back.
+	// maxLife bounds what an issuer may give: an SVID cannot be taken back.
 	maxLife = 366 * 24 * time.Hour
 	minLeft = time.Second
-	// maxAhead is how far the CA's clock may be ahead of ours. What is valid only from then on is good enough to be
-	// shown to others.
+	// maxAhead is how far the issuer's clock may be ahead of ours. What is valid only from then on is good enough to
+	// be shown to others.
 	maxAhead = 5 * time.Minute
 )
 
-// check looks at an answer as a peer would, and at whether it answers what was asked. Roots in the answer count for
-// nothing.
-func check(s *x509svid.SVID, bundle *x509bundle.Bundle, now time.Time) error {
-	leaf := s.Certificates[0]
-	key, ok := s.PrivateKey.Public().(*ecdsa.PublicKey)
-	if !ok || !key.Equal(leaf.PublicKey) {
+// Check returns why svid must not be used for want, nil if it may. Roots that came along in its chain count for nothing:
+// only those of bundle do.
+func Check(svid *x509svid.SVID, want spiffeid.ID, bundle *x509bundle.Bundle, now time.Time) error {
+	if len(svid.Certificates) == 0 || svid.PrivateKey == nil {
+		return errors.New("the certificate or its key is missing")
+	}
+	leaf := svid.Certificates[0]
+	if !belongs(svid.PrivateKey, leaf) {
 		return errors.New("the certificate is for another key")
 	}
 	if err := checkLife(leaf, now); err != nil {
@@ -36,9 +41,9 @@ func check(s *x509svid.SVID, bundle *x509bundle.Bundle, now time.Time) error {
 	if leaf.NotBefore.After(at) {
 		at = leaf.NotBefore
 	}
-	id, _, err := x509svid.Verify(s.Certificates, bundle, x509svid.WithTime(at))
+	id, _, err := x509svid.Verify(svid.Certificates, bundle, x509svid.WithTime(at))
 	switch {
-	case err != nil && !id.IsZero() && id != s.ID, err == nil && id != s.ID:
+	case !id.IsZero() && id != want:
 		return fmt.Errorf("the certificate is for %s", id)
 	case err != nil:
 		return fmt.Errorf("the certificate does not verify: %w", err)
@@ -48,6 +53,12 @@ func check(s *x509svid.SVID, bundle *x509bundle.Bundle, now time.Time) error {
 		return errors.New("the certificate does not allow TLS 1.3 (key usage digitalSignature is missing)")
 	}
 	return nil
+}
+
+// belongs compares by the method that all public keys of the standard library have.
+func belongs(key crypto.Signer, leaf *x509.Certificate) bool {
+	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return ok && public.Equal(leaf.PublicKey)
 }
 
 func checkLife(leaf *x509.Certificate, now time.Time) error {
