@@ -15,7 +15,8 @@ const (
 // kustomizations are what people apply.
 func kustomizations() []string {
 	return []string{
-		"daemonset", "daemonset/overlays/kind", "daemonset/overlays/production", "daemonset/overlays/istio-ca", "daemonset/crds",
+		"daemonset", "daemonset/overlays/kind", "daemonset/overlays/production", "daemonset/overlays/istio-ca",
+		"daemonset/overlays/spire", "daemonset/crds",
 	}
 }
 

@@ -1,0 +1,5 @@
+//go:build !race
+
+package spiffe
+
+const many = 10_000
