@@ -53,6 +53,10 @@ e2e-identity: go ## SVIDs from the real istiod and the real SPIRE, built from th
 bench: go ## direct TCP, a copy relay and HBONE side by side; ARGS='--rounds 3 --duration 2s'
 	$(GO) run ./e2e/bench $(ARGS)
 
+.PHONY: bench-ca
+bench-ca: go ## certificates a second of the built-in CA over gRPC, medians of five runs; ARGS='-runs 9'
+	$(GO) run ./e2e/bench/ca $(ARGS)
+
 .PHONY: bench-scale
 bench-scale: build ## what an agent costs with 50,000 pods and 10,000 policies (root, a real API server); ARGS='--pods 5000'
 	@scripts/need-root 'make bench-scale' 'it makes network namespaces and attaches BPF programs'

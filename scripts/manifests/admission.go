@@ -121,17 +121,21 @@ func checkCA(ctx context.Context, s *server, web api, r *report) {
 	}
 	const secrets, maps, kinds = "/api/v1/namespaces/" + namespace + "/secrets", "/api/v1/namespaces/" + namespace + "/configmaps",
 		"/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+	const othersMaps = "/api/v1/namespaces/default/configmaps"
 	const foreign = `{"metadata":{"name":"things.example.org"},"spec":{"group":"example.org","scope":"Namespaced",` +
 		`"names":{"plural":"things","kind":"Thing"},"versions":[{"name":"v1","served":true,"storage":true,` +
 		`"schema":{"openAPIV3Schema":{"type":"object"}}}]}}`
 	for _, c := range []struct{ what, path, body, refused string }{
 		{"its Secret, of another type", secrets, `{"metadata":{"name":"culvert-ca"},"type":"example.org/x"}`, "Opaque"},
 		{"its Secret", secrets, `{"metadata":{"name":"culvert-ca"}}`, ""},
+		{"the Secret of its root", secrets, `{"metadata":{"name":"culvert-ca-root"}}`, ""},
 		{"another Secret", secrets, `{"metadata":{"name":"other"}}`, "own objects"},
 		{"a token of the agent's account", secrets, `{"metadata":{"name":"stolen","annotations":{"kubernetes.io/service-account.name":"culvert-agent"}},` +
 			`"type":"kubernetes.io/service-account-token"}`, "own objects"},
 		{"a Secret of any name", secrets, `{"metadata":{"generateName":"culvert-ca"}}`, "own objects"},
 		{"its bundle", maps, `{"metadata":{"name":"culvert-ca-root-cert"}}`, ""},
+		{"its bundle, in another namespace", othersMaps, `{"metadata":{"name":"culvert-ca-root-cert"}}`, ""},
+		{"another ConfigMap, in another namespace", othersMaps, `{"metadata":{"name":"other"}}`, "own objects"},
 		{"another ConfigMap", maps, `{"metadata":{"name":"other"}}`, "own objects"},
 		{"another kind", kinds, foreign, "own objects"},
 	} {

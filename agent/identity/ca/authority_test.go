@@ -22,6 +22,7 @@ func TestLoadedAuthoritySignsWhatLeadsToItsRoot(t *testing.T) {
 	middle := root.Intermediate(t, "middle")
 	low := middle.Intermediate(t, "low")
 	older := catest.Root(t, "older root")
+	expired := catest.Root(t, "expired root", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 	generated, err := ca.Generate(domain())
 	if err != nil {
 		t.Fatal(err)
@@ -35,6 +36,8 @@ func TestLoadedAuthoritySignsWhatLeadsToItsRoot(t *testing.T) {
 		{"root alone, no chain", ca.Material{Cert: catest.CertPEM(root), Key: root.KeyPEM(t), Roots: catest.CertPEM(root)}, 1, 1},
 		{"root among older ones", ca.Material{Cert: catest.CertPEM(root), Key: root.KeyPEM(t),
 			Roots: catest.CertPEM(older, root)}, 1, 2},
+		{"root beside one that has expired", ca.Material{Cert: catest.CertPEM(root), Key: root.KeyPEM(t),
+			Roots: catest.CertPEM(expired, root)}, 1, 1},
 		{"intermediate directly below", ca.Material{Cert: catest.CertPEM(middle), Key: middle.KeyPEM(t),
 			Roots: catest.CertPEM(root)}, 2, 1},
 		{"two intermediates, chain with root as openssl users write it", ca.Material{Cert: catest.CertPEM(low), Key: low.KeyPEM(t),
@@ -95,6 +98,9 @@ func TestLoadRefusesWhatWouldNotVerify(t *testing.T) {
 		{"key among the roots", with(func(m *ca.Material) { m.Roots = append(m.Roots, m.Key...) }), `root-cert.pem: holds a "PRIVATE KEY"`},
 		{"expired", below(root.Intermediate(t, "old", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })), `"CN=old" expired`},
 		{"not yet valid", below(root.Intermediate(t, "new", func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) })), `"CN=new" is not valid before`},
+		{"no root but an expired one", with(func(m *ca.Material) {
+			m.Roots = catest.CertPEM(catest.Root(t, "past", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }))
+		}), `"CN=past" expired`},
 		{"leaf", below(root.Intermediate(t, "leaf", func(c *x509.Certificate) { c.IsCA = false })), `"CN=leaf" is not a CA`},
 		{"may not sign", below(root.Intermediate(t, "mute", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature })), `key usage of "CN=mute" does not allow`},
 		{"path too long", ca.Material{Cert: catest.CertPEM(shortened), Key: shortened.KeyPEM(t), Roots: catest.CertPEM(short)}, "do not verify"},

@@ -7,14 +7,11 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"time"
 
@@ -44,53 +41,17 @@ const (
 	selfTestLife = time.Minute
 )
 
-// Generate makes a new self-signed root.
+// Generate makes a new self-signed root, which signs by itself.
 func Generate(td spiffeid.TrustDomain) (Material, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return Material{}, fmt.Errorf("CA key: %w", err)
-	}
-	template, err := rootTemplate(td, &key.PublicKey)
+	root, err := NewRoot(td, rootLife)
 	if err != nil {
 		return Material{}, err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	cert, key, err := root.PEM()
 	if err != nil {
-		return Material{}, fmt.Errorf("CA root certificate: %w", err)
+		return Material{}, err
 	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return Material{}, fmt.Errorf("CA key: %w", err)
-	}
-	defer clear(pkcs8)
-	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	return Material{
-		Cert: cert, Chain: cert, Roots: cert,
-		Key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}),
-	}, nil
-}
-
-func rootTemplate(td spiffeid.TrustDomain, pub *ecdsa.PublicKey) (*x509.Certificate, error) {
-	serial, err := newSerial()
-	if err != nil {
-		return nil, err
-	}
-	raw, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, fmt.Errorf("CA key: %w", err)
-	}
-	keyID := sha256.Sum256(raw)
-	return &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{Organization: []string{td.Name()}, CommonName: "Culvert root"},
-		URIs:                  []*url.URL{td.ID().URL()},
-		NotBefore:             time.Now().Add(-clockSkew),
-		NotAfter:              time.Now().Add(rootLife),
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		SubjectKeyId:          keyID[:20],
-	}, nil
+	return Material{Cert: cert, Chain: cert, Roots: cert, Key: key}, nil
 }
 
 // Load makes an authority and proves it: what it signs leads to one of the roots.
@@ -99,7 +60,7 @@ func Load(td spiffeid.TrustDomain, m Material) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	roots, err := parseCAs(RootsName, m.Roots)
+	roots, err := liveRoots(m.Roots)
 	if err != nil {
 		return nil, err
 	}
@@ -114,6 +75,22 @@ func Load(td spiffeid.TrustDomain, m Material) (*Authority, error) {
 	}
 	a := &Authority{trustDomain: td, cert: cert, key: key, roots: ownFirst(roots, path[len(path)-1]), above: path[:len(path)-1]}
 	return a, a.prove()
+}
+
+// liveRoots reads the bundle. What has expired in it, or is not valid yet, verifies nothing and harms nothing, as long as
+// there is another.
+func liveRoots(text []byte) ([]*x509.Certificate, error) {
+	all, err := ParseCertificates(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", RootsName, err)
+	}
+	live := slices.DeleteFunc(slices.Clone(all), func(c *x509.Certificate) bool {
+		return time.Now().After(c.NotAfter) || time.Now().Before(c.NotBefore)
+	})
+	if len(live) == 0 {
+		live = all
+	}
+	return live, checkCAs(RootsName, live)
 }
 
 // signing reads the certificate that signs, what may follow it, and its key.
@@ -199,20 +176,24 @@ func parseCAs(name string, text []byte) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
+	return certs, checkCAs(name, certs)
+}
+
+func checkCAs(name string, certs []*x509.Certificate) error {
 	for _, c := range certs {
 		now := time.Now()
 		switch {
 		case !c.IsCA || !c.BasicConstraintsValid:
-			return nil, fmt.Errorf("%s: %q is not a CA (basicConstraints CA:TRUE is missing)", name, c.Subject)
+			return fmt.Errorf("%s: %q is not a CA (basicConstraints CA:TRUE is missing)", name, c.Subject)
 		case c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
-			return nil, fmt.Errorf("%s: the key usage of %q does not allow signing certificates", name, c.Subject)
+			return fmt.Errorf("%s: the key usage of %q does not allow signing certificates", name, c.Subject)
 		case now.After(c.NotAfter):
-			return nil, fmt.Errorf("%s: %q expired at %s", name, c.Subject, c.NotAfter.Format(time.RFC3339))
+			return fmt.Errorf("%s: %q expired at %s", name, c.Subject, c.NotAfter.Format(time.RFC3339))
 		case now.Before(c.NotBefore):
-			return nil, fmt.Errorf("%s: %q is not valid before %s", name, c.Subject, c.NotBefore.Format(time.RFC3339))
+			return fmt.Errorf("%s: %q is not valid before %s", name, c.Subject, c.NotBefore.Format(time.RFC3339))
 		}
 	}
-	return certs, nil
+	return nil
 }
 
 // ParseCertificates reads one or more certificates in PEM, and nothing else. Text between them is left alone, as

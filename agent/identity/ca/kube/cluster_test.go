@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,14 +54,19 @@ func (c *cluster) grant(t *testing.T, user string) {
 	subject := []rbac.Subject{{Kind: rbac.UserKind, APIGroup: rbac.GroupName, Name: user}}
 	must(t)(c.admin.RbacV1().ClusterRoles().Create(t.Context(), &rbac.ClusterRole{ObjectMeta: meta.ObjectMeta{Name: user}, Rules: []rbac.PolicyRule{
 		{APIGroups: []string{authentication.GroupName}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
-		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"list", "watch"}},
+		{APIGroups: []string{""}, Resources: []string{"pods", "namespaces"}, Verbs: []string{"list", "watch"}},
+		{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"create"}},
+		{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{kube.ConfigMapName}, Verbs: []string{"list", "watch", "patch"}},
+		{APIGroups: []string{rbac.GroupName}, Resources: []string{"clusterroles"}, ResourceNames: []string{kube.ClusterRoleName}, Verbs: []string{"get"}},
 	}}, meta.CreateOptions{}))
 	must(t)(c.admin.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbac.ClusterRoleBinding{ObjectMeta: meta.ObjectMeta{Name: user},
 		RoleRef: rbac.RoleRef{APIGroup: rbac.GroupName, Kind: "ClusterRole", Name: user}, Subjects: subject}, meta.CreateOptions{}))
 	must(t)(c.admin.RbacV1().Roles(system).Create(t.Context(), &rbac.Role{ObjectMeta: meta.ObjectMeta{Name: user}, Rules: []rbac.PolicyRule{
-		{APIGroups: []string{""}, Resources: []string{"secrets", "configmaps"}, Verbs: []string{"create"}},
-		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{kube.SecretName}, Verbs: []string{"get", "list", "watch"}},
-		{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{kube.ConfigMapName}, Verbs: []string{"list", "watch", "update"}},
+		{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"create"}},
+		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{kube.SecretName}, Verbs: []string{"get", "list", "watch", "update"}},
+		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{kube.RootSecretName}, Verbs: []string{"get", "update"}},
+		{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: []string{"create"}},
+		{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, ResourceNames: []string{kube.LeaseName}, Verbs: []string{"get", "update"}},
 	}}, meta.CreateOptions{}))
 	must(t)(c.admin.RbacV1().RoleBindings(system).Create(t.Context(), &rbac.RoleBinding{ObjectMeta: meta.ObjectMeta{Name: user},
 		RoleRef: rbac.RoleRef{APIGroup: rbac.GroupName, Kind: "Role", Name: user}, Subjects: subject}, meta.CreateOptions{}))
@@ -112,39 +118,46 @@ func (c *cluster) token(t *testing.T, account, audience string, pod *core.Pod) s
 type replica struct {
 	service, status string
 	log             *buffer
+	stop            func()
 }
 
 // replica runs a CA as the user that the manifests make.
-func (c *cluster) replica(t *testing.T) *replica {
+func (c *cluster) replica(t *testing.T, alter ...func(*server.Options)) *replica {
 	t.Helper()
 	client, err := kubernetes.NewForConfig(c.Config("token-of-the-ca"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return startReplica(t, client)
+	return startReplica(t, client, alter...)
 }
 
-func startReplica(t *testing.T, client kubernetes.Interface) *replica {
+func startReplica(t *testing.T, client kubernetes.Interface, alter ...func(*server.Options)) *replica {
 	t.Helper()
+	o := server.Options{Namespace: system, TrustDomain: domain(), Address: "127.0.0.1:0", StatusAddress: "127.0.0.1:0"}
+	for _, f := range alter {
+		f(&o)
+	}
 	r := &replica{log: &buffer{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended, listening := make(chan error, 1), make(chan struct{})
 	go func() {
-		ended <- server.Serve(ctx, server.Options{
-			Namespace: system, TrustDomain: domain(), Address: "127.0.0.1:0", StatusAddress: "127.0.0.1:0",
-			Logger: slog.New(slog.NewTextHandler(r.log, nil)),
-		}, kube.FromInterface(client), func(service, status net.Addr) {
+		o.Logger = slog.New(slog.NewTextHandler(r.log, nil))
+		ended <- server.Serve(ctx, o, kube.FromInterface(client), func(service, status net.Addr) {
 			r.service, r.status = service.String(), status.String()
 			close(listening)
 		})
 	}()
-	t.Cleanup(func() {
+	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+	})
+	t.Cleanup(func() {
+		r.stop()
 		if t.Failed() {
-			t.Logf("log of the CA:\n%s", r.log)
+			text := r.log.String()
+			t.Logf("end of the log of the CA:\n%s", text[max(0, len(text)-4096):])
 		}
 	})
 	select {
@@ -179,6 +192,10 @@ func (r *replica) ready(t *testing.T) {
 // bundle is what agents mount.
 func (c *cluster) bundle(t *testing.T) []byte {
 	t.Helper()
+	eventually(t, func() bool {
+		_, err := c.admin.CoreV1().ConfigMaps(system).Get(t.Context(), kube.ConfigMapName, meta.GetOptions{})
+		return err == nil
+	})
 	m, err := c.admin.CoreV1().ConfigMaps(system).Get(t.Context(), kube.ConfigMapName, meta.GetOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -48,6 +48,12 @@ func client(t testing.TB, address string, roots []byte, token string) *istio.Cli
 	folder := t.TempDir()
 	write(t, filepath.Join(folder, "token"), []byte(token+"\n"))
 	write(t, filepath.Join(folder, "roots"), roots)
+	return agentOf(t, address, folder)
+}
+
+// agentOf is the agent's client, whose token and roots are in the folder.
+func agentOf(t testing.TB, address, folder string) *istio.Client {
+	t.Helper()
 	c, err := istio.New(istio.Options{
 		Address: address, TokenFile: filepath.Join(folder, "token"), RootsFile: filepath.Join(folder, "roots"),
 		ClusterID: "Kubernetes", TrustDomain: domain(), ServerName: "culvert-ca.culvert-system.svc",

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"net/netip"
 	"sync"
 	"unique"
 
@@ -22,13 +23,22 @@ type podKey string
 // index counts the live pods of each service account on each node. It is the store of a reflector.
 type index struct {
 	mu     sync.RWMutex
+	agent  func(namespace, account string) bool
 	pods   map[podKey]place
 	counts map[place]int
+	agents map[podKey][]netip.Addr // those of the pods of agents
 	synced bool
 }
 
-func newIndex() *index {
-	return &index{pods: map[podKey]place{}, counts: map[place]int{}}
+func newIndex(agent func(namespace, account string) bool) *index {
+	return &index{agent: agent, pods: map[podKey]place{}, counts: map[place]int{}, agents: map[podKey][]netip.Addr{}}
+}
+
+// addresses returns those of an agent's pod; none if it is not known.
+func (x *index) addresses(uid string) []netip.Addr {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.agents[podKey(uid)]
 }
 
 // runs reports whether a live pod of the account is known on the node, and whether all pods are known.
@@ -71,6 +81,7 @@ func (x *index) Replace(all []any, _ string) error {
 	defer x.mu.Unlock()
 	clear(x.pods)
 	clear(x.counts)
+	clear(x.agents)
 	for _, obj := range all {
 		x.set(obj)
 	}
@@ -85,7 +96,7 @@ func (x *index) Resync() error { return nil }
 func (x *index) Transformer() cache.TransformFunc {
 	return func(obj any) (any, error) {
 		if pod, ok := obj.(*core.Pod); ok {
-			trim(pod)
+			x.trim(pod)
 		}
 		return obj, nil
 	}
@@ -98,6 +109,9 @@ func (x *index) set(obj any) {
 	}
 	key := podKey(pod.UID)
 	x.forget(key)
+	if x.isAgent(pod) {
+		x.agents[key] = addresses(pod)
+	}
 	if !holdsIdentity(pod) {
 		return
 	}
@@ -106,7 +120,27 @@ func (x *index) set(obj any) {
 	x.counts[p]++
 }
 
+func (x *index) isAgent(pod *core.Pod) bool { return x.agent(pod.Namespace, serviceAccount(pod)) }
+
+// addresses are those from which a pod can speak: its own, and its node's.
+func addresses(pod *core.Pod) []netip.Addr {
+	var all []netip.Addr
+	add := func(text string) {
+		if a, err := netip.ParseAddr(text); err == nil {
+			all = append(all, a.Unmap())
+		}
+	}
+	for _, a := range pod.Status.PodIPs {
+		add(a.IP)
+	}
+	for _, a := range pod.Status.HostIPs {
+		add(a.IP)
+	}
+	return all
+}
+
 func (x *index) forget(key podKey) {
+	delete(x.agents, key)
 	p, known := x.pods[key]
 	if !known {
 		return
@@ -133,7 +167,11 @@ func serviceAccount(pod *core.Pod) string {
 }
 
 // trim leaves of a pod what index and reflector read.
-func trim(pod *core.Pod) {
+func (x *index) trim(pod *core.Pod) {
+	status := core.PodStatus{Phase: pod.Status.Phase}
+	if x.isAgent(pod) {
+		status.PodIPs, status.HostIPs = pod.Status.PodIPs, pod.Status.HostIPs
+	}
 	*pod = core.Pod{
 		ObjectMeta: meta.ObjectMeta{
 			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
@@ -142,7 +180,7 @@ func trim(pod *core.Pod) {
 		Spec: core.PodSpec{
 			NodeName: pod.Spec.NodeName, ServiceAccountName: pod.Spec.ServiceAccountName, HostNetwork: pod.Spec.HostNetwork,
 		},
-		Status: core.PodStatus{Phase: pod.Status.Phase},
+		Status: status,
 	}
 }
 

@@ -3,6 +3,8 @@ package kube
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -33,9 +35,10 @@ type Pods struct {
 	limit  *rate.Limiter
 }
 
-// NewPods returns a Pods that asks client.
-func NewPods(c *Client) *Pods {
-	return &Pods{client: c.api, index: newIndex(), limit: rate.NewLimiter(listsPerSecond, listBurst)}
+// NewPods returns a Pods that asks client. Agents have one of the accounts, namespace/name.
+func NewPods(c *Client, accounts []string) *Pods {
+	agent := func(namespace, account string) bool { return slices.Contains(accounts, namespace+"/"+account) }
+	return &Pods{client: c.api, index: newIndex(agent), limit: rate.NewLimiter(listsPerSecond, listBurst)}
 }
 
 // Run watches all pods until ctx ends.
@@ -51,7 +54,7 @@ func (p *Pods) Run(ctx context.Context) error {
 				return nil, fmt.Errorf("list pods: %w", err)
 			}
 			for i := range list.Items {
-				trim(&list.Items[i])
+				p.index.trim(&list.Items[i])
 			}
 			return list, nil
 		},
@@ -97,4 +100,32 @@ func (p *Pods) Runs(ctx context.Context, node, namespace, name string) (bool, er
 		}
 	}
 	return false, nil
+}
+
+// KnownAddresses are those of an agent's pod and its node as far as the watch has told; none if it has not.
+func (p *Pods) KnownAddresses(c ca.Caller) []netip.Addr { return p.index.addresses(c.PodUID) }
+
+// Addresses are those of an agent's pod and its node. The API server is asked if the watch has not told of them yet.
+func (p *Pods) Addresses(ctx context.Context, c ca.Caller) ([]netip.Addr, error) {
+	if known := p.KnownAddresses(c); len(known) > 0 {
+		return known, nil
+	}
+	if !p.limit.Allow() {
+		return nil, fmt.Errorf("pod %s/%s: more than %d lists a second: %w", c.Namespace, c.Pod, listsPerSecond, ca.ErrUnavailable)
+	}
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	list, err := p.client.CoreV1().Pods(c.Namespace).List(ctx, meta.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector(meta.ObjectNameField, c.Pod).String()})
+	if err != nil {
+		return nil, fmt.Errorf("pod %s/%s (list pods): %w: %w", c.Namespace, c.Pod, err, ca.ErrUnavailable)
+	}
+	for i := range list.Items {
+		if pod := &list.Items[i]; string(pod.UID) == c.PodUID {
+			if all := addresses(pod); len(all) > 0 {
+				return all, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("pod %s/%s: its address is not known yet: %w", c.Namespace, c.Pod, ca.ErrUnavailable)
 }

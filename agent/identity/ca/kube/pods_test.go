@@ -29,6 +29,8 @@ func pod(name, node, account string, alter ...func(*core.Pod)) *core.Pod {
 	return p
 }
 
+func noAgents(string, string) bool { return false }
+
 func phase(ph core.PodPhase) func(*core.Pod) { return func(p *core.Pod) { p.Status.Phase = ph } }
 
 func TestWhichPodsLetTheirNodeHaveTheirIdentity(t *testing.T) {
@@ -53,14 +55,14 @@ func TestWhichPodsLetTheirNodeHaveTheirIdentity(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			// By the index, and by asking the API server.
-			x := newIndex()
+			x := newIndex(noAgents)
 			if err := x.Add(test.pod); err != nil {
 				t.Fatal(err)
 			}
 			if got, _ := x.runs("a", "shop", "cart"); got != test.want {
 				t.Errorf("index says %v, want %v", got, test.want)
 			}
-			got, err := NewPods(FromInterface(fake.NewSimpleClientset(test.pod))).Runs(context.Background(), "a", "shop", "cart")
+			got, err := NewPods(FromInterface(fake.NewSimpleClientset(test.pod)), nil).Runs(context.Background(), "a", "shop", "cart")
 			if err != nil || got != test.want {
 				t.Errorf("API server says %v, %v; want %v", got, err, test.want)
 			}
@@ -69,7 +71,7 @@ func TestWhichPodsLetTheirNodeHaveTheirIdentity(t *testing.T) {
 }
 
 func TestIndexCountsPods(t *testing.T) {
-	x := newIndex()
+	x := newIndex(noAgents)
 	expect := func(want bool) {
 		t.Helper()
 		if got, _ := x.runs("a", "shop", "cart"); got != want {
@@ -101,7 +103,7 @@ func TestIndexCountsPods(t *testing.T) {
 
 func TestPodsFollowsTheCluster(t *testing.T) {
 	client := fake.NewSimpleClientset(pod("one", "a", "cart"))
-	pods := NewPods(FromInterface(client))
+	pods := NewPods(FromInterface(client), nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- pods.Run(ctx) }()
@@ -130,13 +132,13 @@ func TestAPIServerThatDoesNotAnswerIsNoRefusal(t *testing.T) {
 	client.PrependReactor("list", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("connection refused")
 	})
-	if _, err := NewPods(FromInterface(client)).Runs(context.Background(), "a", "shop", "cart"); !errors.Is(err, ca.ErrUnavailable) {
+	if _, err := NewPods(FromInterface(client), nil).Runs(context.Background(), "a", "shop", "cart"); !errors.Is(err, ca.ErrUnavailable) {
 		t.Fatalf("error %v, want one that says to ask again", err)
 	}
 }
 
 func TestListsAreBounded(t *testing.T) {
-	pods := NewPods(FromInterface(fake.NewSimpleClientset()))
+	pods := NewPods(FromInterface(fake.NewSimpleClientset()), nil)
 	refused := 0
 	for i := range 2 * listBurst {
 		if _, err := pods.Runs(context.Background(), "a", "shop", fmt.Sprint(i)); errors.Is(err, ca.ErrUnavailable) {

@@ -43,21 +43,28 @@ type Reviewer struct {
 	answers   *answers
 	limit     *rate.Limiter
 	failures  *limit.Keyed // by address
+	metrics   *Metrics
 }
 
 // NewReviewer returns a Reviewer of tokens that were issued for one of the audiences.
-func NewReviewer(c *Client, audiences []string) *Reviewer {
+func NewReviewer(c *Client, audiences []string, m *Metrics) *Reviewer {
 	return &Reviewer{
 		client: c.api, audiences: audiences, answers: newAnswers(),
 		limit:    rate.NewLimiter(reviewsPerSecond, reviewBurst),
 		failures: limit.New(failuresPerSecond, failureBurst),
+		metrics:  m,
 	}
 }
 
 // Authenticate returns the pod that the token is bound to. An error that is not ca.ErrUnavailable says why the token
 // proves nothing; it never quotes the token.
 func (r *Reviewer) Authenticate(ctx context.Context, token, from string) (ca.Caller, error) {
-	a, err := r.answers.get(ctx, token, func() (answer, error) { return r.review(ctx, token, from) })
+	a, err := r.answers.get(ctx, token, func() (answer, error) {
+		began := time.Now()
+		a, err := r.review(ctx, token, from)
+		r.metrics.reviewed(time.Since(began), err)
+		return a, err
+	})
 	if err != nil {
 		return ca.Caller{}, err
 	}

@@ -34,7 +34,7 @@ func (r *reviews) reviewer() *Reviewer {
 		time.Sleep(r.delay)
 		return true, &authentication.TokenReview{Status: r.status}, r.err
 	})
-	return NewReviewer(FromInterface(client), []string{"culvert-ca"})
+	return NewReviewer(FromInterface(client), []string{"culvert-ca"}, NewMetrics())
 }
 
 func bound() authentication.TokenReviewStatus {

@@ -13,6 +13,7 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/culvert-mesh/culvert/agent/identity"
 	"github.com/culvert-mesh/culvert/agent/identity/ca/kube"
 	"github.com/culvert-mesh/culvert/agent/identity/ca/server"
 )
@@ -56,7 +57,7 @@ func TestRunWithARealAPIServer(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			svid, err := client(t, r.service, roots, test.token).Issue(t.Context(), id("shop", test.account))
+			svid, err := client(t, r.service, roots, test.token).Issue(t.Context(), identity.Workload{ID: id("shop", test.account)})
 			if test.inside != "" {
 				refusedWith(t, err, "code = PermissionDenied", r.log, test.inside)
 				return
@@ -79,16 +80,27 @@ func TestRunWithARealAPIServer(t *testing.T) {
 		pod.Status.Phase = core.PodSucceeded
 		must(t)(c.admin.CoreV1().Pods("shop").UpdateStatus(t.Context(), pod, meta.UpdateOptions{}))
 		eventually(t, func() bool {
-			_, err := agent.Issue(t.Context(), id("shop", "cart"))
+			_, err := agent.Issue(t.Context(), identity.Workload{ID: id("shop", "cart")})
 			return err != nil && strings.Contains(err.Error(), "code = PermissionDenied")
 		})
 	})
 	if strings.Contains(r.log.String(), a[:20]) || strings.Contains(r.log.String(), "PRIVATE") {
 		t.Error("the log has a token or a key")
 	}
-	if _, text := r.get("/metrics"); !strings.Contains(text, "culvert_ca_certificates_issued_total") {
-		t.Errorf("metrics: %s", text)
-	}
+	eventually(t, func() bool {
+		_, text := r.get("/metrics")
+		for _, want := range []string{"culvert_ca_certificates_issued_total ", `culvert_ca_requests_refused_total{reason="not_on_node"} `,
+			"culvert_ca_leader 1\n", `culvert_ca_rotation_phase{phase="stable"} 1` + "\n", `culvert_ca_rotation_phase{phase="retire"} 0` + "\n",
+			`culvert_ca_bundle_namespaces{state="pending"} 0` + "\n", "culvert_ca_bundle_roots 1\n", "culvert_ca_root_expiry_timestamp_seconds ",
+			"culvert_ca_intermediate_expiry_timestamp_seconds ", "culvert_ca_token_review_seconds_count ", "culvert_ca_token_review_failures_total 0\n",
+			"culvert_ca_bundle_streams 0\n", "culvert_ca_bundle_write_failures_total 0\n"} {
+			if !strings.Contains(text, want) {
+				t.Logf("metrics lack %q", want)
+				return false
+			}
+		}
+		return true
+	})
 }
 
 func TestReplicasThatStartAtOnceShareOneRootAndIssueForEachOther(t *testing.T) {
@@ -102,7 +114,7 @@ func TestReplicasThatStartAtOnceShareOneRootAndIssueForEachOther(t *testing.T) {
 	}
 	roots := c.bundle(t)
 	for i, r := range replicas {
-		if _, err := client(t, r.service, roots, token).Issue(t.Context(), id("shop", "cart")); err != nil {
+		if _, err := client(t, r.service, roots, token).Issue(t.Context(), identity.Workload{ID: id("shop", "cart")}); err != nil {
 			t.Errorf("replica %d: %v", i, err)
 		}
 	}
@@ -116,19 +128,19 @@ func TestAPIServerAwayAndBack(t *testing.T) {
 	r.ready(t)
 	roots := c.bundle(t)
 	one, two := c.token(t, "culvert-agent", "culvert-ca", agent), c.token(t, "culvert-agent", "culvert-ca", agent)
-	if _, err := client(t, r.service, roots, one).Issue(t.Context(), id("shop", "cart")); err != nil {
+	if _, err := client(t, r.service, roots, one).Issue(t.Context(), identity.Workload{ID: id("shop", "cart")}); err != nil {
 		t.Fatal(err)
 	}
 	c.StopAPI()
-	if _, err := client(t, r.service, roots, one).Issue(t.Context(), id("shop", "cart")); err != nil {
+	if _, err := client(t, r.service, roots, one).Issue(t.Context(), identity.Workload{ID: id("shop", "cart")}); err != nil {
 		t.Errorf("a token that was just reviewed, for a pod that is known: %v", err)
 	}
-	if _, err := client(t, r.service, roots, two).Issue(t.Context(), id("shop", "cart")); err == nil || !strings.Contains(err.Error(), "code = Unavailable") {
+	if _, err := client(t, r.service, roots, two).Issue(t.Context(), identity.Workload{ID: id("shop", "cart")}); err == nil || !strings.Contains(err.Error(), "code = Unavailable") {
 		t.Errorf("a token that nobody can review: %v", err)
 	}
 	c.StartAPI()
 	eventually(t, func() bool {
-		_, err := client(t, r.service, roots, two).Issue(t.Context(), id("shop", "cart"))
+		_, err := client(t, r.service, roots, two).Issue(t.Context(), identity.Workload{ID: id("shop", "cart")})
 		return err == nil
 	})
 }
@@ -145,7 +157,7 @@ func TestRunEndsOnABrokenSecret(t *testing.T) {
 }
 
 func TestReadyOnceAllIsThere(t *testing.T) {
-	r := startReplica(t, fake.NewSimpleClientset())
+	r := startReplica(t, fake.NewSimpleClientset(&core.Namespace{ObjectMeta: meta.ObjectMeta{Name: system}}))
 	r.ready(t)
 	if code, text := r.get("/healthz"); code != http.StatusOK {
 		t.Fatalf("/healthz: %d %s", code, text)

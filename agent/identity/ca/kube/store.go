@@ -2,12 +2,11 @@ package kube
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,11 +19,8 @@ import (
 	"github.com/culvert-mesh/culvert/agent/identity/ca"
 )
 
-// The objects, in the CA's own namespace.
-const (
-	SecretName    = "culvert-ca"
-	ConfigMapName = "culvert-ca-root-cert"
-)
+// SecretName is the Secret that signs, in the CA's own namespace.
+const SecretName = "culvert-ca"
 
 const (
 	requestTimeout = 10 * time.Second
@@ -33,8 +29,7 @@ const (
 	managedBy      = "app.kubernetes.io/managed-by"
 )
 
-// Store keeps the authority in a Secret and its roots in a ConfigMap. Any number of replicas share them: whoever
-// creates the Secret first decides, and the others read it.
+// Store is what a replica signs with: the authority in a Secret that all replicas share.
 type Store struct {
 	client    kubernetes.Interface
 	namespace string
@@ -42,34 +37,56 @@ type Store struct {
 	log       *slog.Logger
 
 	authority atomic.Pointer[ca.Authority]
-	published atomic.Bool
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced when the authority is another
 }
 
 // NewStore returns a Store of the objects in namespace.
 func NewStore(c *Client, namespace string, td spiffeid.TrustDomain, log *slog.Logger) *Store {
-	return &Store{client: c.api, namespace: namespace, domain: td, log: log}
+	return &Store{client: c.api, namespace: namespace, domain: td, log: log, changed: make(chan struct{})}
 }
 
 // Authority returns the authority in force, nil before Load. It may be another one at each call.
 func (s *Store) Authority() *ca.Authority { return s.authority.Load() }
 
-// Published reports whether the bundle has been seen in the ConfigMap as it is to be.
-func (s *Store) Published() bool { return s.published.Load() }
+// Changed returns a channel that is closed when Authority is to return another one. Ask for the channel first, then for
+// the authority, and no change is missed.
+func (s *Store) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
 
-// Load reads the authority, and makes it if there is none. While the API server gives no answer it tries again. A
-// Secret that cannot be used is an error: it is somebody's root, and is never written over.
+func (s *Store) set(a *ca.Authority) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.authority.Store(a)
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Load reads the authority. It waits until the leader has made one, and tries again while the API server gives no
+// answer. A Secret that cannot be used is an error, unless it was made here: then the leader can make another, for
+// instance of an intermediate that expired while the cluster was off.
 func (s *Store) Load(ctx context.Context) error {
 	for wait := minRetry; ; wait = min(2*wait, maxRetry) {
 		authority, err := s.loadOnce(ctx)
 		if err == nil {
-			s.authority.Store(authority)
+			s.set(authority)
 			return nil
 		}
 		var broken *brokenError
-		if errors.As(err, &broken) {
+		switch {
+		case errors.As(err, &broken) && !broken.madeHere:
 			return err
+		case apierrors.IsNotFound(err):
+			if wait != minRetry { // not in the very first moment
+				s.log.Info("waiting for the leader to make the CA", "secret", s.ref(SecretName), "lease", s.ref(LeaseName))
+			}
+		default:
+			s.log.Error("CA's Secret not read; trying again", "secret", s.ref(SecretName), "retry_in", wait.String(), "error", err)
 		}
-		s.log.Error("CA's Secret not read; trying again", "secret", s.ref(SecretName), "retry_in", wait.String(), "error", err)
 		if !pause(ctx, wait) {
 			return fmt.Errorf("secret %s: %w", s.ref(SecretName), ctx.Err())
 		}
@@ -79,61 +96,39 @@ func (s *Store) Load(ctx context.Context) error {
 func (s *Store) loadOnce(ctx context.Context) (*ca.Authority, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	secrets := s.client.CoreV1().Secrets(s.namespace)
-	secret, err := secrets.Get(ctx, SecretName, meta.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		if secret, err = s.create(ctx); apierrors.IsAlreadyExists(err) {
-			secret, err = secrets.Get(ctx, SecretName, meta.GetOptions{})
-		}
-	}
+	secret, err := s.client.CoreV1().Secrets(s.namespace).Get(ctx, SecretName, meta.GetOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("secret %s (get, create secrets): %w", s.ref(SecretName), err)
+		return nil, fmt.Errorf("secret %s (get secrets): %w", s.ref(SecretName), err)
 	}
 	authority, err := s.read(secret)
 	if err != nil {
 		return nil, err
 	}
 	s.log.Info("CA loaded", "secret", s.ref(SecretName), "subject", authority.Certificate().Subject.String(),
-		"sha256", fingerprint(authority), "expires", authority.NotAfter(), "roots", len(authority.Roots()))
+		"sha256", ca.Fingerprint(authority.Certificate()), "expires", authority.NotAfter(), "roots", len(authority.Roots()))
 	return authority, nil
-}
-
-// create makes a root and writes it, unless another replica was faster.
-func (s *Store) create(ctx context.Context) (*core.Secret, error) {
-	m, err := ca.Generate(s.domain)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(m.Key)
-	secret, err := s.client.CoreV1().Secrets(s.namespace).Create(ctx, &core.Secret{
-		ObjectMeta: meta.ObjectMeta{Namespace: s.namespace, Name: SecretName, Labels: map[string]string{managedBy: "culvert"}},
-		Type:       core.SecretTypeOpaque,
-		Data:       map[string][]byte{ca.CertName: m.Cert, ca.KeyName: m.Key, ca.ChainName: m.Chain, ca.RootsName: m.Roots},
-	}, meta.CreateOptions{})
-	if err == nil {
-		s.log.Info("CA root made", "secret", s.ref(SecretName))
-	}
-	return secret, err
 }
 
 // read makes an authority of a Secret.
 func (s *Store) read(secret *core.Secret) (*ca.Authority, error) {
-	authority, err := ca.Load(s.domain, ca.Material{
-		Cert: secret.Data[ca.CertName], Key: secret.Data[ca.KeyName],
-		Chain: secret.Data[ca.ChainName], Roots: secret.Data[ca.RootsName],
-	})
+	authority, err := ca.Load(s.domain, material(secret))
 	if err != nil {
-		return nil, &brokenError{s.ref(SecretName), err}
+		return nil, &brokenError{s.ref(SecretName), madeHere(secret), err}
 	}
 	return authority, nil
+}
+
+func material(s *core.Secret) ca.Material {
+	return ca.Material{Cert: s.Data[ca.CertName], Key: s.Data[ca.KeyName], Chain: s.Data[ca.ChainName], Roots: s.Data[ca.RootsName]}
 }
 
 func (s *Store) ref(name string) string { return s.namespace + "/" + name }
 
 // brokenError is a Secret that is there and cannot be used.
 type brokenError struct {
-	secret string
-	err    error
+	secret   string
+	madeHere bool
+	err      error
 }
 
 func (e *brokenError) Error() string {
@@ -142,11 +137,6 @@ func (e *brokenError) Error() string {
 }
 
 func (e *brokenError) Unwrap() error { return e.err }
-
-func fingerprint(a *ca.Authority) string {
-	sum := sha256.Sum256(a.Certificate().Raw)
-	return hex.EncodeToString(sum[:])
-}
 
 // pause waits for about d; false if ctx ended.
 func pause(ctx context.Context, d time.Duration) bool {

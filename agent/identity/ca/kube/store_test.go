@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	core "k8s.io/api/core/v1"
@@ -33,35 +35,6 @@ func store(client kubernetes.Interface) *Store {
 func secret(m ca.Material) *core.Secret {
 	return &core.Secret{ObjectMeta: meta.ObjectMeta{Namespace: namespace, Name: SecretName, ResourceVersion: "1"},
 		Data: map[string][]byte{ca.CertName: m.Cert, ca.KeyName: m.Key, ca.ChainName: m.Chain, ca.RootsName: m.Roots}}
-}
-
-func TestReplicasThatStartAtOnceShareOneRoot(t *testing.T) {
-	client := fake.NewSimpleClientset()
-	// Those who look first find nothing, whatever was written meanwhile.
-	const replicas = 8
-	var looked atomic.Int32
-	client.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
-		if looked.Add(1) <= replicas {
-			return true, nil, apierrors.NewNotFound(schema.GroupResource{Resource: "secrets"}, SecretName)
-		}
-		return false, nil, nil
-	})
-	stores := make([]*Store, replicas)
-	var wg sync.WaitGroup
-	for i := range stores {
-		stores[i] = store(client)
-		wg.Go(func() {
-			if err := stores[i].Load(context.Background()); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	for _, s := range stores[1:] {
-		if !s.Authority().Equal(stores[0].Authority()) {
-			t.Fatal("two replicas have different roots")
-		}
-	}
 }
 
 func TestOperatorsIntermediateIsUsed(t *testing.T) {
@@ -104,81 +77,75 @@ func TestBrokenSecretIsRefusedAndLeftAlone(t *testing.T) {
 	}
 }
 
-func TestLoadWaitsForTheAPIServerAndNamesTheVerb(t *testing.T) {
+// forgetful returns a Store that finds something only at the fourth look.
+func forgetful(t *testing.T, log io.Writer) *Store {
+	root := catest.Root(t, "root")
+	good := secret(ca.Material{Cert: catest.CertPEM(root), Key: root.KeyPEM(t), Roots: catest.CertPEM(root)})
+	spoilt := good.DeepCopy() // as an intermediate that expired while the cluster was off: its leader makes another
+	spoilt.Labels, spoilt.Data[ca.CertName] = map[string]string{managedBy: "culvert"}, nil
 	client := fake.NewSimpleClientset()
 	var asked atomic.Int32
 	client.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
-		if asked.Add(1) == 1 {
-			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, SecretName, errors.New("no RBAC"))
+		resource := schema.GroupResource{Resource: "secrets"}
+		switch asked.Add(1) {
+		case 1:
+			return true, nil, apierrors.NewForbidden(resource, SecretName, errors.New("no RBAC"))
+		case 2:
+			return true, nil, apierrors.NewNotFound(resource, SecretName)
+		case 3:
+			return true, spoilt, nil
 		}
-		return false, nil, nil
+		return true, good, nil
 	})
+	return NewStore(FromInterface(client), namespace, domain(), slog.New(slog.NewTextHandler(log, nil)))
+}
+
+func TestLoadWaitsForTheAPIServerAndForTheLeader(t *testing.T) {
 	var log bytes.Buffer
-	s := NewStore(FromInterface(client), namespace, spiffeid.RequireTrustDomainFromString("cluster.local"), slog.New(slog.NewTextHandler(&log, nil)))
-	if err := s.Load(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(log.String(), "get, create secrets") {
-		t.Errorf("log does not name the verbs: %s", &log)
+	synctest.Test(t, func(t *testing.T) {
+		if err := forgetful(t, &log).Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for _, want := range []string{"(get secrets)", "waiting for the leader", "ca-cert.pem: is missing"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("log has no %q: %s", want, &log)
+		}
 	}
 	if strings.Contains(log.String(), "PRIVATE") {
 		t.Errorf("log has the key: %s", &log)
 	}
 }
 
-// running starts a Store's Run and returns what reads the published bundle.
-func running(t *testing.T, client kubernetes.Interface) (*Store, func() string) {
+// following starts a Store's Run with a CA that signs.
+func following(t *testing.T, client kubernetes.Interface) *Store {
 	t.Helper()
-	s := store(client)
-	if err := s.Load(context.Background()); err != nil {
+	root := catest.Root(t, "first root")
+	o := secret(ca.Material{Cert: catest.CertPEM(root), Key: root.KeyPEM(t), Roots: catest.CertPEM(root)})
+	o.ResourceVersion = ""
+	if _, err := client.CoreV1().Secrets(namespace).Create(t.Context(), o, meta.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	s := store(client)
+	if err := s.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	background(t, s.Run)
+	return s
+}
+
+// background runs f until the test ends.
+func background(t *testing.T, f func(context.Context) error) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
+	go func() { ended <- f(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
-	return s, func() string {
-		m, err := client.CoreV1().ConfigMaps(namespace).Get(ctx, ConfigMapName, meta.GetOptions{})
-		if err != nil {
-			return ""
-		}
-		return m.Data[ca.RootsName]
-	}
-}
-
-func roots(s *Store) string { return string(ca.EncodeCertificates(s.Authority().Roots())) }
-
-func TestBundleIsPublishedAndRepaired(t *testing.T) {
-	checkBundle(t, fake.NewSimpleClientset())
-}
-
-func checkBundle(t *testing.T, client kubernetes.Interface) {
-	t.Helper()
-	s, published := running(t, client)
-	eventually(t, func() bool { return published() == roots(s) && s.Published() })
-	maps := client.CoreV1().ConfigMaps(namespace)
-	m, err := maps.Get(context.Background(), ConfigMapName, meta.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.Data[ca.RootsName] = "tampered"
-	m.Data["other"] = "left alone"
-	if _, err = maps.Update(context.Background(), m, meta.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, func() bool { return published() == roots(s) })
-	if m, err = maps.Get(context.Background(), ConfigMapName, meta.GetOptions{}); err != nil || m.Data["other"] != "left alone" {
-		t.Fatalf("another key of the ConfigMap: %q, %v", m.Data["other"], err)
-	}
-	if err := maps.Delete(context.Background(), ConfigMapName, meta.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, func() bool { return published() == roots(s) })
 }
 
 func TestChangedSecretIsTakenUpUnlessItIsBroken(t *testing.T) {
@@ -187,7 +154,7 @@ func TestChangedSecretIsTakenUpUnlessItIsBroken(t *testing.T) {
 
 func checkSecretChange(t *testing.T, client kubernetes.Interface) {
 	t.Helper()
-	s, published := running(t, client)
+	s := following(t, client)
 	first := s.Authority()
 	secrets := client.CoreV1().Secrets(namespace)
 	alter := func(f func(*core.Secret)) {
@@ -205,27 +172,25 @@ func checkSecretChange(t *testing.T, client kubernetes.Interface) {
 		}
 	}
 	alter(func(o *core.Secret) { o.Data[ca.KeyName] = []byte("broken") })
+	changed := s.Changed()
 	root := catest.Root(t, "new root")
-	eventually(t, func() bool { return published() == roots(s) })
-	if !s.Authority().Equal(first) {
-		t.Fatal("a broken Secret changed the authority")
-	}
 	alter(func(o *core.Secret) {
 		o.Data = secret(ca.Material{Cert: catest.CertPEM(root), Key: root.KeyPEM(t),
 			Roots: append(catest.CertPEM(root), ca.EncodeCertificates(first.Roots())...)}).Data
 	})
-	eventually(t, func() bool { return s.Authority().Certificate().Equal(root.Cert) && published() == roots(s) })
-	if len(s.Authority().Roots()) != 2 {
-		t.Fatal("the old root is not in the bundle")
+	<-changed // only now: the broken one changed nothing
+	if !s.Authority().Certificate().Equal(root.Cert) || len(s.Authority().Roots()) != 2 {
+		t.Fatalf("signs with %s, %d roots", s.Authority().Certificate().Subject, len(s.Authority().Roots()))
 	}
-	taken := s.Authority()
+	taken, changed := s.Authority(), s.Changed()
 	if err := secrets.Delete(context.Background(), SecretName, meta.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := client.CoreV1().ConfigMaps(namespace).Delete(context.Background(), ConfigMapName, meta.DeleteOptions{}); err != nil {
-		t.Fatal(err)
+	select {
+	case <-changed:
+		t.Fatal("a deleted Secret changed the authority")
+	case <-time.After(200 * time.Millisecond):
 	}
-	eventually(t, func() bool { return published() == roots(s) })
 	if !s.Authority().Equal(taken) {
 		t.Fatal("a deleted Secret changed the authority")
 	}

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -55,6 +57,27 @@ func (r running) Runs(_ context.Context, node, namespace, account string) (bool,
 	return r[node+"/"+namespace+"/"+account], nil
 }
 
+// Addresses implements Placement: an agent on node n runs at the address of that name in addresses.
+func (r running) Addresses(_ context.Context, c ca.Caller) ([]netip.Addr, error) {
+	if c.Node == "lost" {
+		return nil, fmt.Errorf("pod: %w", ca.ErrUnavailable)
+	}
+	return r.KnownAddresses(c), nil
+}
+
+func (r running) KnownAddresses(c ca.Caller) []netip.Addr {
+	if c.Node == "a" {
+		return []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	}
+	return []netip.Addr{netip.MustParseAddr("127.0.0.2")}
+}
+
+// fixed is a source that never changes.
+type fixed struct{ authority *ca.Authority }
+
+func (f fixed) Authority() *ca.Authority { return f.authority }
+func (f fixed) Changed() <-chan struct{} { return nil }
+
 // server is a CA on loopback.
 type server struct {
 	address   string
@@ -83,16 +106,14 @@ func (b *buffer) String() string {
 
 func start(t testing.TB, authn Authenticator, placement Placement, alter func(*Options)) *server {
 	t.Helper()
-	authority, err := ca.New(domain())
-	if err != nil {
-		t.Fatal(err)
-	}
+	authority := below(t)
 	log := &buffer{}
 	o := Options{Namespace: "culvert-system", TrustDomain: domain(), Logger: slog.New(slog.NewTextHandler(log, nil))}
 	if alter != nil {
 		alter(&o)
 	}
-	if o, err = o.complete(); err != nil {
+	o, err := o.complete()
+	if err != nil {
 		t.Fatal(err)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -104,7 +125,8 @@ func start(t testing.TB, authn Authenticator, placement Placement, alter func(*O
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serveGRPC(ctx, l, newIssuer(o, get, authn, placement, s.metrics), newServing(get, o.dnsNames()))
+		ended <- serveGRPC(ctx, l, newIssuer(o, get, authn, placement, s.metrics), newBundles(ctx, fixed{authority}, s.metrics),
+			newServing(get, o.dnsNames(), o.SVIDLife))
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -113,6 +135,24 @@ func start(t testing.TB, authn Authenticator, placement Placement, alter func(*O
 		}
 	})
 	return s
+}
+
+// below is an authority that signs below a root, as a CA that made both does.
+func below(t testing.TB) *ca.Authority {
+	t.Helper()
+	root, err := ca.NewRoot(domain(), 365*24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := root.Intermediate(domain(), 30*24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := ca.Load(domain(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
 }
 
 // client is the agent's, with a token.

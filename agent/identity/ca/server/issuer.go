@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -13,7 +13,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/culvert-mesh/culvert/agent/identity/ca"
@@ -26,9 +25,13 @@ type Authenticator interface {
 	Authenticate(ctx context.Context, token, from string) (ca.Caller, error)
 }
 
-// Placement says whether a live pod of a service account is on a node.
+// Placement says where pods are.
 type Placement interface {
+	// Runs reports whether a live pod of a service account is on a node.
 	Runs(ctx context.Context, node, namespace, serviceAccount string) (bool, error)
+	// Addresses returns those of a caller's pod and node, KnownAddresses those that are known without asking.
+	Addresses(context.Context, ca.Caller) ([]netip.Addr, error)
+	KnownAddresses(ca.Caller) []netip.Addr
 }
 
 const (
@@ -43,6 +46,7 @@ type issuer struct {
 	placement     Placement
 	accounts      []string
 	life          time.Duration
+	bound         bool // to its addresses is a caller
 	places        chan struct{}
 	nodes         *limit.Keyed
 	refusals      *refusals
@@ -53,7 +57,7 @@ type issuer struct {
 func newIssuer(o Options, authority func() *ca.Authority, authn Authenticator, placement Placement, m *metrics) *issuer {
 	return &issuer{
 		authority: authority, authenticator: authn, placement: placement,
-		accounts: o.Accounts, life: o.SVIDLife,
+		accounts: o.Accounts, life: o.SVIDLife, bound: o.RequireAddress,
 		places:   make(chan struct{}, maxInFlight),
 		nodes:    limit.New(o.NodeRate, o.NodeBurst),
 		refusals: newRefusals(o.Logger), metrics: m, log: o.Logger,
@@ -76,17 +80,32 @@ func (i *issuer) CreateCertificate(ctx context.Context, r wire.Request) (*wire.A
 	if err != nil {
 		return nil, i.refuse(from, caller, r, err)
 	}
-	leaf := answer.Chain[0]
-	i.log.Info("certificate issued", "serial", leaf.SerialNumber.Text(16), "identity", leaf.URIs[0].String(),
-		"node", caller.Node, "account", caller.Account(), "pod", caller.Pod, "pod_uid", caller.PodUID,
-		"not_after", leaf.NotAfter, "key", leaf.PublicKeyAlgorithm.String(), "address", from)
+	i.audit(from, caller, answer)
 	return answer, nil
+}
+
+// audit writes the one line that tells everything of a certificate; it is never left out. With the issuer's serial and
+// its own, a certificate is found even if two authorities should ever have given the same number.
+func (i *issuer) audit(from string, caller ca.Caller, answer *wire.Answer) {
+	leaf := answer.Chain[0]
+	issuer := answer.Roots[0]
+	if len(answer.Chain) > 1 {
+		issuer = answer.Chain[1]
+	}
+	i.log.Info("certificate issued", "serial", leaf.SerialNumber.Text(16), "identity", leaf.URIs[0].String(),
+		"issuer", issuer.Subject.CommonName, "issuer_serial", issuer.SerialNumber.Text(16), "root_serial", answer.Roots[0].SerialNumber.Text(16),
+		"node", caller.Node, "account", caller.Account(), "pod", caller.Pod, "pod_uid", caller.PodUID,
+		"not_before", leaf.NotBefore, "not_after", leaf.NotAfter, "key", leaf.PublicKeyAlgorithm.String(),
+		"address", from, "address_is_pods", i.fromPod(caller, from))
 }
 
 // create decides. Cheap checks come before those that ask the API server.
 func (i *issuer) create(ctx context.Context, from string, r wire.Request) (ca.Caller, *wire.Answer, error) {
 	caller, err := i.authenticate(ctx, from)
 	if err != nil {
+		return caller, nil, err
+	}
+	if err := i.checkAddress(ctx, caller, from); err != nil {
 		return caller, nil, err
 	}
 	if !i.nodes.Allow(caller.Node) {
@@ -191,19 +210,6 @@ func bearer(ctx context.Context) (string, error) {
 	return token, nil
 }
 
-// address is the caller's, without the port.
-func address(ctx context.Context) string {
-	p, ok := peer.FromContext(ctx)
-	if !ok || p.Addr == nil {
-		return ""
-	}
-	host, _, err := net.SplitHostPort(p.Addr.String())
-	if err != nil {
-		return p.Addr.String()
-	}
-	return host
-}
-
 // brief bounds what a caller can put into the log.
 func brief(s string) string {
 	const most = 256
@@ -218,7 +224,7 @@ func (i *issuer) refuse(from string, caller ca.Caller, r wire.Request, err error
 	f := failure{internal, err}
 	errors.As(err, &f)
 	number := i.refusals.log(string(f.class), "error", f.err, "identity", brief(r.Identity), "node", caller.Node,
-		"account", caller.Account(), "pod", caller.Pod, "address", from)
+		"account", caller.Account(), "pod", caller.Pod, "pod_uid", caller.PodUID, "address", from)
 	switch f.class {
 	case limited:
 		return status.Errorf(codes.ResourceExhausted, "too many requests; the CA's log has more under refusal %s", number)

@@ -15,6 +15,9 @@ type metrics struct {
 	issued   prometheus.Counter
 	refused  *prometheus.CounterVec
 	seconds  prometheus.Histogram
+
+	streams        prometheus.Gauge
+	streamsRefused prometheus.Counter
 }
 
 func newMetrics(authority func() *ca.Authority) *metrics {
@@ -27,21 +30,36 @@ func newMetrics(authority func() *ca.Authority) *metrics {
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "culvert_ca_request_seconds", Help: "Time to answer a request for a certificate.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "culvert_ca_bundle_streams", Help: "Streams by which agents are told the roots."}),
+		streamsRefused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "culvert_ca_bundle_streams_refused_total", Help: "Streams that were refused because there were too many."}),
 	}
 	for _, c := range classes() {
 		m.refused.WithLabelValues(string(c))
 	}
-	expiry := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "culvert_ca_expiry_timestamp_seconds",
-		Help: "When the first certificate between an SVID and its root expires, as a Unix time; 0 while there is none.",
-	}, func() float64 {
-		a := authority()
-		if a == nil {
-			return 0
-		}
-		return float64(a.NotAfter().Unix())
-	})
-	m.registry.MustRegister(m.issued, m.refused, m.seconds, expiry)
+	when := func(name, help string, of func(*ca.Authority) time.Time) prometheus.GaugeFunc {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "culvert_ca_" + name + "_timestamp_seconds",
+			Help: help + ", as a Unix time; 0 while there is none."}, func() float64 {
+			a := authority()
+			if a == nil {
+				return 0
+			}
+			return float64(of(a).Unix())
+		})
+	}
+	m.registry.MustRegister(m.issued, m.refused, m.seconds, m.streams, m.streamsRefused,
+		when("expiry", "When the first certificate between an SVID and its root expires", (*ca.Authority).NotAfter),
+		when("root_expiry", "When the root expires that SVIDs lead to", func(a *ca.Authority) time.Time { return a.Roots()[0].NotAfter }),
+		when("intermediate_expiry", "When the certificate expires that signs SVIDs", func(a *ca.Authority) time.Time { return a.Certificate().NotAfter }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "culvert_ca_bundle_roots",
+			Help: "Roots in the bundle: more than one while the root is rotated."}, func() float64 {
+			a := authority()
+			if a == nil {
+				return 0
+			}
+			return float64(len(a.Roots()))
+		}))
 	return m
 }
 

@@ -3,13 +3,18 @@
 package server
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/culvert-mesh/culvert/agent/identity/ca/kube"
+	"github.com/culvert-mesh/culvert/agent/identity/ca/rotation"
 )
 
 // Options configure a CA. Namespace, TrustDomain and Logger are required; the zero value of anything else stands for
@@ -26,9 +31,17 @@ type Options struct {
 	ClusterDomain string               // cluster.local
 	Names         []string             // further DNS names under which the CA is reached
 	SVIDLife      time.Duration        // of what asks for none, and the longest; 24 h
-	NodeRate      float64              // certificates per second for one node; 50
-	NodeBurst     int                  // at once for one node; 500
-	Logger        *slog.Logger
+	// Of a CA that makes its root itself.
+	IntermediateLife time.Duration // replaced at half of it; 30 days
+	RootLife         time.Duration // replaced at 80 % of it; ten years
+	RootOverlap      time.Duration // within it, all who verify have learned a new root; 1 h
+	LeaseDuration    time.Duration // for which a leader that is gone without a word is waited for; kube.LeaseDuration
+	Identity         string        // of this replica in the election; the host's name and a random part
+	// RequireAddress refuses an agent's token from an address that is neither its pod's nor its node's.
+	RequireAddress bool
+	NodeRate       float64 // certificates per second for one node; 50
+	NodeBurst      int     // at once for one node; 500
+	Logger         *slog.Logger
 }
 
 const (
@@ -41,6 +54,11 @@ const (
 	defaultNodeRate  = 50
 	defaultNodeBurst = 500
 	minLife          = time.Second
+
+	defaultIntermediateLife = 30 * 24 * time.Hour
+	defaultRootLife         = 10 * 365 * 24 * time.Hour
+	defaultRootOverlap      = time.Hour
+	minRootOverlap          = time.Second
 )
 
 // complete fills in the defaults and checks the rest.
@@ -63,8 +81,17 @@ func (o Options) complete() (Options, error) {
 	if len(o.Accounts) == 0 {
 		o.Accounts = []string{o.Namespace + "/" + defaultAccount}
 	}
-	if o.SVIDLife == 0 {
-		o.SVIDLife = defaultLife
+	orTime(&o.SVIDLife, defaultLife)
+	orTime(&o.IntermediateLife, defaultIntermediateLife)
+	orTime(&o.RootLife, defaultRootLife)
+	orTime(&o.RootOverlap, defaultRootOverlap)
+	orTime(&o.LeaseDuration, kube.LeaseDuration)
+	if o.Identity == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return o, fmt.Errorf("CA: the host's name: %w", err)
+		}
+		o.Identity = host + "_" + strings.ToLower(rand.Text()[:8])
 	}
 	if o.NodeRate == 0 {
 		o.NodeRate = defaultNodeRate
@@ -80,6 +107,12 @@ func (o Options) complete() (Options, error) {
 	if o.SVIDLife < minLife {
 		return o, fmt.Errorf("CA: SVID life %s is less than %s", o.SVIDLife, minLife)
 	}
+	if o.RootOverlap < minRootOverlap {
+		return o, fmt.Errorf("CA: overlap of roots %s is less than %s", o.RootOverlap, minRootOverlap)
+	}
+	if err := o.policy().Check(); err != nil {
+		return o, fmt.Errorf("CA: %w", err)
+	}
 	if o.NodeRate < 0 || o.NodeBurst < 0 {
 		return o, errors.New("CA: negative rate limit")
 	}
@@ -90,6 +123,16 @@ func orText(s *string, otherwise string) {
 	if *s == "" {
 		*s = otherwise
 	}
+}
+
+func orTime(d *time.Duration, otherwise time.Duration) {
+	if *d == 0 {
+		*d = otherwise
+	}
+}
+
+func (o Options) policy() rotation.Policy {
+	return rotation.Policy{Root: o.RootLife, Intermediate: o.IntermediateLife, SVID: o.SVIDLife, Overlap: o.RootOverlap}
 }
 
 // dnsNames are those of the TLS certificate.

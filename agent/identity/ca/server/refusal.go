@@ -17,13 +17,14 @@ const (
 	badIdentity     class = "identity"
 	badCSR          class = "csr"
 	notThere        class = "not_on_node"
+	elsewhere       class = "address"
 	limited         class = "rate_limit"
 	unavailable     class = "unavailable"
 	internal        class = "internal"
 )
 
 func classes() []class {
-	return []class{unauthenticated, badIdentity, badCSR, notThere, limited, unavailable, internal}
+	return []class{unauthenticated, badIdentity, badCSR, notThere, elsewhere, limited, unavailable, internal}
 }
 
 // failure is an error with its class.

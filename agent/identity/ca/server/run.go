@@ -16,6 +16,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/agent/identity/ca/kube"
 	"github.com/culvert-mesh/culvert/agent/identity/ca/wire"
+	"github.com/culvert-mesh/culvert/agent/identity/ca/wire/bundlepb"
 )
 
 const (
@@ -63,30 +64,35 @@ func Serve(ctx context.Context, o Options, client *kube.Client, started func(ser
 
 func serve(ctx context.Context, o Options, client *kube.Client, service, status net.Listener) error {
 	store := kube.NewStore(client, o.Namespace, o.TrustDomain, o.Logger)
-	pods := kube.NewPods(client)
+	pods := kube.NewPods(client, o.Accounts)
 	metrics := newMetrics(store.Authority)
+	kubeMetrics := kube.NewMetrics()
+	kubeMetrics.Register(metrics.registry)
+	leader := newLeader(o, client, store, kubeMetrics)
 	tasks, ctx := errgroup.WithContext(ctx)
 	var serving atomic.Bool
 	tasks.Go(func() error {
 		return serveStatus(ctx, status, metrics, []condition{
 			unless(func() bool { return store.Authority() != nil }, "the root is not read yet"),
-			unless(store.Published, "the bundle is not published"),
+			leader.condition,
 			unless(pods.Synced, "the pods are not known yet"),
 			unless(serving.Load, "gRPC is not served"),
 		})
 	})
 	tasks.Go(func() error { return pods.Run(ctx) })
+	tasks.Go(func() error { return leader.run(ctx) })
 	tasks.Go(func() error {
 		if err := store.Load(ctx); err != nil {
 			return err
 		}
 		tasks.Go(func() error { return store.Run(ctx) })
-		issuer := newIssuer(o, store.Authority, kube.NewReviewer(client, o.Audiences), pods, metrics)
+		issuer := newIssuer(o, store.Authority, kube.NewReviewer(client, o.Audiences, kubeMetrics), pods, metrics)
+		bundles := newBundles(ctx, store, metrics)
 		serving.Store(true)
 		defer serving.Store(false)
 		o.Logger.Info("CA started", "address", service.Addr().String(), "trust_domain", o.TrustDomain.Name(),
 			"names", o.dnsNames(), "accounts", o.Accounts, "audiences", o.Audiences, "svid_life", o.SVIDLife.String())
-		return serveGRPC(ctx, service, issuer, newServing(store.Authority, o.dnsNames()))
+		return serveGRPC(ctx, service, issuer, bundles, newServing(store.Authority, o.dnsNames(), o.SVIDLife))
 	})
 	return tasks.Wait()
 }
@@ -100,7 +106,7 @@ func unless(holds func() bool, missing string) condition {
 	}
 }
 
-func serveGRPC(ctx context.Context, l net.Listener, h wire.Handler, s *serving) error {
+func serveGRPC(ctx context.Context, l net.Listener, h wire.Handler, b bundlepb.TrustBundleServer, s *serving) error {
 	g := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(s.config())),
 		grpc.ConnectionTimeout(handshakeTimeout),
@@ -122,6 +128,7 @@ func serveGRPC(ctx context.Context, l net.Listener, h wire.Handler, s *serving) 
 		}),
 	)
 	wire.Register(g, h)
+	bundlepb.RegisterTrustBundleServer(g, b)
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)

@@ -12,10 +12,9 @@ import (
 	"github.com/culvert-mesh/culvert/agent/identity/ca"
 )
 
-const servingLife = 24 * time.Hour
-
 // serving is the CA's own TLS certificate, which it signs itself and renews in memory at half its life, or when the
-// authority changed.
+// authority changed. The authority in force signs it, so agents know its root exactly when they know that of SVIDs: an
+// overlap before the first is signed. It lives no longer than an SVID, so that it has expired when its root is dropped.
 type serving struct {
 	authority func() *ca.Authority
 	names     []string
@@ -27,8 +26,8 @@ type serving struct {
 	renew   time.Time
 }
 
-func newServing(authority func() *ca.Authority, names []string) *serving {
-	return &serving{authority: authority, names: names, life: servingLife}
+func newServing(authority func() *ca.Authority, names []string, life time.Duration) *serving {
+	return &serving{authority: authority, names: names, life: life}
 }
 
 func (s *serving) config() *tls.Config {
