@@ -21,6 +21,7 @@ func chartValues() []struct {
 		{"daemonset/overlays/kind", []string{"-f", chart + "/values-kind.yaml"}},
 		{"daemonset/overlays/production", []string{"-f", chart + "/values-production.yaml"}},
 		{"daemonset/overlays/istio-ca", []string{"--set", "ca.type=istio"}},
+		{"daemonset/overlays/spire", []string{"--set", "ca.type=spire"}},
 	}
 }
 
