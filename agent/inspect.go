@@ -14,6 +14,7 @@ import (
 	"github.com/culvert-mesh/culvert/agent/admin"
 	"github.com/culvert-mesh/culvert/agent/enroll"
 	"github.com/culvert-mesh/culvert/agent/identity"
+	"github.com/culvert-mesh/culvert/agent/identity/svidcheck"
 	"github.com/culvert-mesh/culvert/agent/source"
 	"github.com/culvert-mesh/culvert/tunnel/control"
 )
@@ -58,7 +59,7 @@ func (i inspector) Certificates(context.Context) (*admin.Certificates, error) {
 }
 
 func svidForPeople(s identity.Status) (admin.SVID, error) {
-	chain, err := parseChain(s.Chain)
+	chain, err := svidcheck.Parse(s.Chain)
 	if err != nil {
 		return admin.SVID{}, fmt.Errorf("SVID %s: %w", s.ID, err)
 	}
@@ -131,6 +132,9 @@ func (i inspector) Handshake(ctx context.Context, from, to string) (*admin.Hands
 	}
 	request.Workload = id
 	err = i.inspect(ctx, func(a *Agent) (err error) {
+		if ctx.Err() != nil {
+			return ctx.Err() // nobody would take it out again
+		}
 		number, err = a.verify(request, answer)
 		return err
 	})
@@ -222,7 +226,7 @@ func fill(h *admin.Handshake, m *control.Verified) error {
 		into *[]admin.Certificate
 		ders [][]byte
 	}{{&h.LocalChain, m.GetLocalChain()}, {&h.PeerChain, m.GetPeerChain()}} {
-		chain, err := parseChain(c.ders)
+		chain, err := svidcheck.Parse(c.ders)
 		if err != nil {
 			return fmt.Errorf("the tunnel's answer: %w", err)
 		}

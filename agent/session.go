@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/culvert-mesh/culvert/agent/datapath"
 	"github.com/culvert-mesh/culvert/tunnel/control"
 )
@@ -37,8 +35,7 @@ type session struct {
 
 	waiting atomic.Int64 // sockets in the queue
 
-	expected uint32                   // how many SVIDs it has yet to name that it holds; the loop's
-	holds    map[spiffeid.ID]struct{} // those that it named; nil once all are
+	holds holdings // the loop's
 }
 
 // forgetRoutes drops what was asked for a workload that is gone: no tunnel forgets those one by one.
@@ -173,6 +170,7 @@ func (a *Agent) read(s *session) {
 		s.drop()
 	})
 	defer close(s.gone)
+	named := 0 // SVIDs that it holds
 	for {
 		m, files, err := s.conn.ReceiveFromTunnel()
 		closeFiles(files)
@@ -188,7 +186,11 @@ func (a *Agent) read(s *session) {
 		case *control.FromTunnel_RouteRequest:
 			a.post(func() { a.route(s, m.RouteRequest) })
 		case *control.FromTunnel_Holding:
-			a.post(func() { a.holding(s, m.Holding) })
+			if named++; named > maxHoldings {
+				continue
+			}
+			id, err := a.adopt(m.Holding)
+			a.post(func() { a.held(s, id, err) })
 		case *control.FromTunnel_Verified:
 			a.post(func() { a.verified(m.Verified) })
 		}

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/agent/identity"
+	"github.com/culvert-mesh/culvert/agent/identity/svidcheck"
 	"github.com/culvert-mesh/culvert/tunnel/control"
 )
 
@@ -24,9 +24,8 @@ const (
 	// svidPatience is how long the start of a pod waits for its SVID: with a CA that answers it is there when the pod
 	// first connects, and one that does not must not hold up the node.
 	svidPatience = 2 * time.Second
-	// maxHoldings bounds what a tunnel may claim to hold, and maxChain the certificates of each.
+	// maxHoldings bounds what a tunnel may claim to hold.
 	maxHoldings = 16384
-	maxChain    = 8
 )
 
 // principal is the workload as the Keeper knows it.
@@ -62,62 +61,71 @@ func (a *Agent) tellSVID(id spiffeid.ID, to ...*session) {
 	}
 }
 
-// expectHoldings notes how many SVIDs a tunnel is about to name that it has from an earlier agent.
+// holdings is what a tunnel says to hold from an earlier agent.
+type holdings struct {
+	expected int // of which nothing is known yet
+	known    map[spiffeid.ID]struct{}
+	refused  int
+	err      error // why the last one was
+}
+
+// expectHoldings notes how many SVIDs a tunnel is about to name.
 func (a *Agent) expectHoldings(s *session, n uint32) {
-	s.expected = min(n, maxHoldings)
-	s.holds = make(map[spiffeid.ID]struct{}, s.expected)
-	if s.expected == 0 {
+	s.holds = holdings{expected: int(min(n, maxHoldings)), known: map[spiffeid.ID]struct{}{}}
+	if s.holds.expected == 0 {
 		a.holdingsKnown(s)
 	}
 }
 
-// holding takes note of one of them. What cannot be adopted is fetched, as if the tunnel did not have it.
-func (a *Agent) holding(s *session, m *control.Holding) {
-	if s.expected == 0 {
+// adopt looks at one of them, in the session's own goroutine: a tunnel that was taken over must not be able to keep the
+// loop busy.
+func (a *Agent) adopt(m *control.Holding) (spiffeid.ID, error) {
+	chain, err := svidcheck.Parse(m.GetChain())
+	if err != nil {
+		return spiffeid.ID{}, fmt.Errorf("held SVID: %w", err)
+	}
+	return a.keeper.Adopt(chain)
+}
+
+// held takes note of the outcome. What cannot be adopted is fetched, as if the tunnel did not have it, or taken back.
+func (a *Agent) held(s *session, id spiffeid.ID, err error) {
+	h := &s.holds
+	if h.expected == 0 {
 		return
 	}
-	s.expected--
-	chain, err := parseChain(m.GetChain())
+	h.expected--
 	if err == nil {
-		var id spiffeid.ID
-		if id, err = a.keeper.Adopt(chain); err == nil {
-			s.holds[id] = struct{}{}
+		h.known[id] = struct{}{}
+	} else {
+		h.refused, h.err = h.refused+1, err
+		if !id.IsZero() && !a.keeper.Uses(id) {
+			s.send(svidGoneMessage(id))
 		}
 	}
-	if err != nil {
-		a.log.Warn("what the tunnel holds is of no use", "error", err)
-	}
-	if s.expected == 0 {
+	if h.expected == 0 {
 		a.holdingsKnown(s)
 	}
 }
 
-// holdingsKnown fetches what this tunnel lacks and only another one has, and lets a new agent's first requests go.
+// holdingsKnown fetches what one of the tunnels lacks and only another one has, and lets a new agent's first requests
+// go. All are looked at: while one takes over from another, the old one may be the last to say what it has.
 func (a *Agent) holdingsKnown(s *session) {
-	if n := len(s.holds); n > 0 {
+	if n := len(s.holds.known); n > 0 {
 		a.log.Info("SVIDs taken over that the tunnel holds", "number", n)
 	}
-	a.keeper.Need(func(id spiffeid.ID) bool {
-		_, has := s.holds[id]
-		return has
-	})
-	s.holds = nil
-	a.keeper.Begin()
-}
-
-func parseChain(ders [][]byte) ([]*x509.Certificate, error) {
-	if len(ders) > maxChain {
-		return nil, fmt.Errorf("chain of %d certificates, at most %d", len(ders), maxChain)
+	if s.holds.refused > 0 {
+		a.log.Warn("some of what the tunnel holds is of no use", "number", s.holds.refused, "error", s.holds.err)
 	}
-	var chain []*x509.Certificate
-	for _, der := range ders {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("certificate: %w", err)
+	for other := range a.sessions {
+		if other.holds.expected > 0 {
+			continue // its turn comes
 		}
-		chain = append(chain, c)
+		a.keeper.Need(func(id spiffeid.ID) bool {
+			_, has := other.holds.known[id]
+			return has
+		})
 	}
-	return chain, nil
+	a.keeper.Begin()
 }
 
 // followBundle tells the tunnels new roots.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -65,23 +66,32 @@ func TestAgentTakesOverWhatTheTunnelHolds(t *testing.T) {
 		for _, account := range []string{"cart", "till", "fresh"} {
 			a.keeper.Use(principal(account))
 		}
-		s := &session{queue: make(chan outgoing, 100)}
-		a.expectHoldings(s, 4)
-		a.holding(s, held["cart"])
-		a.holding(s, &control.Holding{Chain: [][]byte{[]byte("garbage")}})
-		a.holding(s, held["till"])
+		connect := func(holdings uint32) *session {
+			s := &session{queue: make(chan outgoing, 100)}
+			a.sessions[s] = struct{}{}
+			a.expectHoldings(s, holdings)
+			return s
+		}
+		name := func(s *session, h *control.Holding) {
+			id, err := a.adopt(h)
+			a.held(s, id, err)
+		}
+		s := connect(4)
+		name(s, held["cart"])
+		name(s, &control.Holding{Chain: [][]byte{[]byte("garbage")}})
+		name(s, held["till"])
 		synctest.Wait()
 		if n := issuer.asked.Load(); n != 0 {
 			t.Fatalf("%d asked for before the tunnel has said all", n)
 		}
-		a.holding(s, held["gone"])
-		a.holding(s, held["gone"]) // one too many
+		name(s, held["gone"])
+		name(s, held["gone"]) // one too many
 		synctest.Wait()
 		if n := issuer.asked.Load(); n != 1 {
 			t.Fatalf("%d asked for, want the one that the tunnel lacks", n)
 		}
 		// Another tunnel, which has nothing: now the keys are needed here.
-		a.expectHoldings(&session{queue: make(chan outgoing, 100)}, 0)
+		delete(a.sessions, connect(0))
 		synctest.Wait()
 		if n := issuer.asked.Load(); n != 3 {
 			t.Fatalf("%d asked for, want the two that only the first tunnel has as well", n)
@@ -89,7 +99,6 @@ func TestAgentTakesOverWhatTheTunnelHolds(t *testing.T) {
 		// What no pod uses is taken back from the tunnels.
 		time.Sleep(svidGrace + time.Second)
 		synctest.Wait()
-		a.sessions[s] = struct{}{}
 		for len(events) > 0 {
 			(<-events)()
 		}
@@ -107,6 +116,46 @@ func TestAgentTakesOverWhatTheTunnelHolds(t *testing.T) {
 			t.Error("the tunnel keeps what no pod uses")
 		}
 	})
+}
+
+// TestTunnelThatTakesOverGetsWhatTheOldOneNamesLater: in an upgrade the new tunnel may greet a new agent first.
+func TestTunnelThatTakesOverGetsWhatTheOldOneNamesLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newCounting(t)
+		a := &Agent{Options: Options{Issuer: issuer, TrustDomain: domain}, log: slog.New(slog.DiscardHandler),
+			ctx: t.Context(), events: make(chan func(), 100), sessions: map[*session]struct{}{}}
+		a.keeper = a.newKeeper()
+		defer a.keeper.Close()
+		a.keeper.Use(principal("cart"))
+		svid, err := issuer.InProcess.Issue(t.Context(), principal("cart"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fresh, old := &session{queue: make(chan outgoing, 9)}, &session{queue: make(chan outgoing, 9)}
+		for s := range map[*session]bool{fresh: true, old: true} {
+			a.sessions[s] = struct{}{}
+		}
+		a.expectHoldings(old, 1)
+		a.expectHoldings(fresh, 0)
+		id, err := a.adopt(&control.Holding{Chain: [][]byte{svid.Certificates[0].Raw}})
+		a.held(old, id, err)
+		synctest.Wait()
+		if n := issuer.asked.Load(); n != 1 {
+			t.Fatalf("%d asked for, want the one that the new tunnel lacks", n)
+		}
+	})
+}
+
+func TestHoldingThatIsCostlyToLookAt(t *testing.T) {
+	issuer := newCounting(t)
+	a := &Agent{Options: Options{Issuer: issuer}, log: slog.New(slog.DiscardHandler)}
+	for name, chain := range map[string][][]byte{
+		"many": slices.Repeat([][]byte{issuer.Authority.Certificate().Raw}, 11), "large": {make([]byte, 17<<10)},
+	} {
+		if _, err := a.adopt(&control.Holding{Chain: chain}); err == nil || !strings.Contains(err.Error(), "at most") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestFarSideOfAHandshake(t *testing.T) {

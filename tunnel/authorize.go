@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -26,6 +27,7 @@ type proof struct {
 	version   uint16
 	cipher    uint16
 	checked   atomic.Uint64 // identities.trust of the last time that the chain was good
+	failed    atomic.Uint64 // and of the last time that it was not
 }
 
 // verify authenticates a certificate chain that a peer of own presents, against the roots as they are now. expires is
@@ -33,6 +35,9 @@ type proof struct {
 func (s *identities) verify(own spiffeid.ID, chain []*x509.Certificate) (id spiffeid.ID, expires time.Time, err error) {
 	if len(chain) == 0 {
 		return id, expires, errors.New("no certificate presented")
+	}
+	if err := bounded(chain); err != nil {
+		return id, expires, err
 	}
 	id, err = x509svid.IDFromCert(chain[0])
 	if err != nil {
@@ -50,6 +55,28 @@ func (s *identities) verify(own spiffeid.ID, chain []*x509.Certificate) (id spif
 		return id, expires, fmt.Errorf("%s: %w", id, err)
 	}
 	return id, latestEnd(paths), nil
+}
+
+const (
+	maxPeerChain  = 10
+	maxRSABits    = 4096
+	usualExponent = 65537
+)
+
+var errNoLongerTrusted = errors.New("no longer trusted")
+
+// bounded refuses a chain that is costly to verify. crypto/tls asks for this before the peer has shown that it has the
+// key, so whoever reaches the port could have it done.
+func bounded(chain []*x509.Certificate) error {
+	if len(chain) > maxPeerChain {
+		return fmt.Errorf("chain of %d certificates, at most %d", len(chain), maxPeerChain)
+	}
+	for _, c := range chain {
+		if k, ok := c.PublicKey.(*rsa.PublicKey); ok && (k.N.BitLen() > maxRSABits || k.E != usualExponent) {
+			return fmt.Errorf("certificate %s: RSA key of %d bits with exponent %d", c.SerialNumber.Text(16), k.N.BitLen(), k.E)
+		}
+	}
+	return nil
 }
 
 // latestEnd returns until when at least one of the paths holds.
@@ -83,8 +110,12 @@ func (s *identities) stands(p *proof) error {
 	if p.checked.Load() == trust {
 		return nil
 	}
+	if trust != 0 && p.failed.Load() == trust {
+		return errNoLongerTrusted
+	}
 	if _, _, err := s.verify(p.own, p.chain); err != nil {
-		return fmt.Errorf("no longer trusted: %w", err)
+		p.failed.Store(trust)
+		return fmt.Errorf("%w: %w", errNoLongerTrusted, err)
 	}
 	p.checked.Store(trust)
 	return nil

@@ -89,9 +89,13 @@ func (w *expiryWatch) look(now time.Time, held []*svid) (useless []*svid) {
 
 // count returns how many connections were refused since the last time.
 func (w *expiryWatch) count(v *svid) uint64 {
-	n := v.refused.Load() - w.counted[v.id]
+	all := v.refused.Load()
+	n := all - w.counted[v.id]
+	if all < w.counted[v.id] {
+		n = all // the identity was taken back and given anew
+	}
 	if n > 0 {
-		w.counted[v.id] += n
+		w.counted[v.id] = all
 		w.stats.RefusedExpired.Add(n)
 	}
 	return n

@@ -8,6 +8,10 @@ import (
 	"time"
 )
 
+// openingPatience is how long a stream that brings nothing counts as one that is being opened: pods without a registration
+// entry must not hold up the others.
+const openingPatience = 2 * time.Second
+
 // stream is what an entry has more when its Issuer is a Watcher. The Keeper's lock guards it.
 type stream struct {
 	poke   chan struct{}
@@ -62,6 +66,9 @@ func (k *Keeper) attend(ctx context.Context, e *entry) (wait time.Duration, ende
 		return 0, true
 	}
 	next := e.next
+	if e.err != nil && next.Sub(now) > longestWait {
+		next = now // the clock was set back
+	}
 	k.mu.Unlock()
 	switch {
 	case !used:
@@ -86,7 +93,7 @@ func (k *Keeper) watchFor(ctx context.Context, e *entry, w Workload) error {
 	}
 	opened := sync.OnceFunc(func() { <-k.opening })
 	defer opened()
-	defer time.AfterFunc(issueTimeout, opened).Stop()
+	defer time.AfterFunc(openingPatience, opened).Stop()
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -14,6 +14,7 @@ const (
 	maxBackoff = 30 * time.Second
 	// maxPatientBackoff is for those whose SVID is good for a long time yet: a CA that is in trouble gets rest.
 	maxPatientBackoff = 5 * time.Minute
+	longestWait       = 2 * maxPatientBackoff // with jitter; longer only after the clock was set back
 	// issueTimeout ends an attempt at an issuer that does not answer.
 	issueTimeout = 10 * time.Second
 	// maxIssuing bounds the attempts at one time. Identities that have an SVID leave some to those that have none,

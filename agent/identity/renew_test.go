@@ -422,3 +422,35 @@ func TestCAThatIsAwayForLong(t *testing.T) {
 		}
 	})
 }
+
+// What failed while the clock was ahead is not tried again at that time of day, but now.
+func TestClockThatIsSetBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer, told := newControlled(t, time.Hour), &svids{}
+		issuer.set(errors.New("CA is away"))
+		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), told.notify)
+		defer k.Close()
+		k.Use(pod(1))
+		synctest.Wait()
+		issuer.set(nil)
+		k.mu.Lock()
+		e := k.kept[account(1)]
+		e.next = time.Now().Add(2 * time.Hour)
+		k.reconsider(e)
+		k.mu.Unlock()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if told.count() != 0 {
+			t.Fatal("the test proves nothing")
+		}
+		k.retryFailed()
+		synctest.Wait()
+		if told.count() != 1 {
+			t.Fatal("not tried again")
+		}
+	})
+	now := time.Now()
+	if setBack(now, now.Add(time.Minute)) {
+		t.Error("a clock that goes on is taken for one that was set back")
+	}
+}

@@ -60,6 +60,7 @@ func (k *Keeper) run() {
 	k.waitToBegin()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	last := time.Now()
 	for {
 		select {
 		case <-k.ctx.Done():
@@ -67,7 +68,28 @@ func (k *Keeper) run() {
 		case <-k.poke:
 		case <-timer.C:
 		}
-		timer.Reset(k.startDue(time.Now().Round(0)))
+		now := time.Now()
+		if setBack(last, now) {
+			k.retryFailed()
+		}
+		last = now
+		timer.Reset(k.startDue(now.Round(0)))
+	}
+}
+
+// setBack reports whether the clock on the wall was set back between two readings, which the monotonic one tells.
+func setBack(last, now time.Time) bool {
+	return now.Sub(last)-now.Round(0).Sub(last.Round(0)) > time.Second
+}
+
+// retryFailed tries again at once what failed: when it was to be tried again may be hours away by now.
+func (k *Keeper) retryFailed() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, e := range k.kept {
+		if e.err != nil && e.stream == nil {
+			k.hasten(e)
+		}
 	}
 }
 

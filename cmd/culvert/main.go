@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+	"unicode"
 )
 
 func main() {
@@ -17,6 +19,16 @@ func main() {
 	os.Exit(exitCode(err))
 }
 
+// printable keeps what others say, in an error, from steering the terminal.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, text)
+}
+
 // exitCode is 0 without an error, what an exitError says, and 1 otherwise.
 func exitCode(err error) int {
 	if err == nil {
@@ -24,11 +36,11 @@ func exitCode(err error) int {
 	}
 	var exit *exitError
 	if !errors.As(err, &exit) {
-		fmt.Fprintln(os.Stderr, "culvert:", err)
+		fmt.Fprintln(os.Stderr, "culvert:", printable(err.Error()))
 		return 1
 	}
 	if exit.err != nil {
-		fmt.Fprintln(os.Stderr, "culvert:", exit.err)
+		fmt.Fprintln(os.Stderr, "culvert:", printable(exit.err.Error()))
 	}
 	return exit.code
 }

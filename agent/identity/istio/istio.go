@@ -45,6 +45,7 @@ const (
 	defaultLife    = 24 * time.Hour
 	defaultTimeout = 10 * time.Second
 	minConnect     = 5 * time.Second
+	maxHeaderBytes = 64 << 10 // an error's text is one
 )
 
 // Client is an identity.Issuer. Close ends it.
@@ -65,6 +66,7 @@ func New(o Options) (*Client, error) {
 		grpc.WithTransportCredentials(newTransport(o.ServerName, r)),
 		grpc.WithNoProxy(), // the CA is inside the cluster
 		grpc.WithDisableServiceConfig(),
+		grpc.WithMaxHeaderListSize(maxHeaderBytes),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: minConnect, Backoff: backoff.Config{
 			BaseDelay: 250 * time.Millisecond, Multiplier: 1.6, Jitter: .3, MaxDelay: 5 * time.Second}}),

@@ -62,6 +62,9 @@ func (a *answer) federate(names []string) error {
 	return nil
 }
 
+// maxHeaderBytes bounds what may come as an error's text.
+const maxHeaderBytes = 64 << 10
+
 // connect returns a connection that gRPC makes again whenever it is lost. Without security, the socket's owner is
 // trusted by its place in the file system.
 //
@@ -73,7 +76,7 @@ func connect(address string, security *tls.Config, p pace) (*grpc.ClientConn, er
 		creds = credentials.NewTLS(security)
 	}
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(creds), grpc.WithNoProxy(),
-		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableServiceConfig(), grpc.WithMaxHeaderListSize(maxHeaderBytes),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: p.probe, Backoff: backoff.Config{
 			BaseDelay: p.retry, Multiplier: 1.6, Jitter: .3, MaxDelay: p.maxRetry}}))
 	if err != nil {

@@ -49,10 +49,12 @@ func (c *Client) Watch(ctx context.Context, w identity.Workload, got func(*ident
 	err := errMoved
 	for errors.Is(err, errMoved) {
 		err = c.follow(ctx, t, c.pace.patience, func(svid *identity.SVID) error {
-			if !same(last, svid) {
-				last = svid
-				got(svid)
+			if same(last, svid) {
+				identity.Wipe(svid.PrivateKey)
+				return nil
 			}
+			last = svid
+			got(svid)
 			return nil
 		})
 	}
@@ -154,6 +156,7 @@ func (c *Client) take(a *answer, t *teller) (*identity.SVID, error) {
 		return nil, err
 	}
 	if err := svidcheck.Check(svid, t.ID, c.roots.ofOwn(), time.Now()); err != nil {
+		identity.Wipe(svid.PrivateKey)
 		return nil, err
 	}
 	return &identity.SVID{SVID: *svid, FederatesWith: a.federatesWith}, nil

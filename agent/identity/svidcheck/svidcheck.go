@@ -30,6 +30,9 @@ func Check(svid *x509svid.SVID, want spiffeid.ID, bundle *x509bundle.Bundle, now
 	if len(svid.Certificates) == 0 || svid.PrivateKey == nil {
 		return errors.New("the certificate or its key is missing")
 	}
+	if err := Bounded(svid.Certificates); err != nil {
+		return err
+	}
 	leaf := svid.Certificates[0]
 	if !belongs(svid.PrivateKey, leaf) {
 		return errors.New("the certificate is for another key")
