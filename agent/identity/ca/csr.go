@@ -74,7 +74,7 @@ func checkKey(pub any) error {
 		if bits := k.N.BitLen(); bits < minRSABits || bits > maxRSABits {
 			return fmt.Errorf("RSA key of %d bits, want %d to %d", bits, minRSABits, maxRSABits)
 		}
-		return nil
+		return checkRSA(k, maxRSABits)
 	default:
 		return fmt.Errorf("key of type %T, want ECDSA or RSA", pub)
 	}

@@ -37,6 +37,12 @@ const (
 
 const (
 	minRSABits = 2048
+	// What a certificate of somebody else can make us do when it is verified: a root is made once and may be stronger.
+	maxRootRSABits = 8192
+	rsaExponent    = 65537
+	// maxCertificateBytes is what a Secret or ConfigMap can hold.
+	maxCertificateBytes = 1 << 20
+	maxCertificates     = 256
 	// selfTestLife is that of the certificate by which Load proves that what is signed will verify.
 	selfTestLife = time.Minute
 )
@@ -197,8 +203,12 @@ func checkCAs(name string, certs []*x509.Certificate) error {
 }
 
 // ParseCertificates reads one or more certificates in PEM, and nothing else. Text between them is left alone, as
-// openssl writes some.
+// openssl writes some. It refuses what would be too much work to verify: text of more than a MiB, RSA keys of more than
+// 4096 bits (8192 in a certificate that names itself as issuer) or with another exponent than 65537.
 func ParseCertificates(text []byte) ([]*x509.Certificate, error) {
+	if len(text) > maxCertificateBytes {
+		return nil, fmt.Errorf("%d bytes, want at most %d", len(text), maxCertificateBytes)
+	}
 	var certs []*x509.Certificate
 	for rest := text; ; {
 		var block *pem.Block
@@ -212,12 +222,41 @@ func ParseCertificates(text []byte) ([]*x509.Certificate, error) {
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
 		}
+		if err := checkCost(c); err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+		}
+		if len(certs) == maxCertificates {
+			return nil, fmt.Errorf("more than %d certificates", maxCertificates)
+		}
 		certs = append(certs, c)
 	}
 	if len(certs) == 0 {
 		return nil, errors.New("is missing, or holds no PEM certificate")
 	}
 	return certs, nil
+}
+
+// checkCost bounds the work of verifying a signature by the certificate's key. An RSA key in a certificate can have any
+// size and exponent, and nobody needs to have its other half.
+func checkCost(c *x509.Certificate) error {
+	key, ok := c.PublicKey.(*rsa.PublicKey)
+	if !ok {
+		return nil
+	}
+	if bytes.Equal(c.RawIssuer, c.RawSubject) {
+		return checkRSA(key, maxRootRSABits)
+	}
+	return checkRSA(key, maxRSABits)
+}
+
+func checkRSA(k *rsa.PublicKey, maxBits int) error {
+	switch {
+	case k.N.BitLen() > maxBits:
+		return fmt.Errorf("RSA key of %d bits, want at most %d", k.N.BitLen(), maxBits)
+	case k.E != rsaExponent:
+		return fmt.Errorf("RSA key with exponent %d, want %d", k.E, rsaExponent)
+	}
+	return nil
 }
 
 // EncodeCertificates is the inverse of ParseCertificates.

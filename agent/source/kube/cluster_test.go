@@ -165,9 +165,10 @@ func (a *applier) each(text string, f func(dynamic.ResourceInterface, *unstructu
 		if err := yaml.Unmarshal([]byte(document), &o.Object); err != nil {
 			a.t.Fatal(err)
 		}
-		// A new CRD, or a server that has just started, may need a moment.
+		// A new CRD, or a server that has just started, may need a moment; one that was deleted and is made anew on a busy
+		// machine took longer than five seconds.
 		var err error
-		for range 100 {
+		for range 600 {
 			if err = f(a.resource(&o), &o); err == nil {
 				break
 			}

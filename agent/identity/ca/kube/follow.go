@@ -2,6 +2,8 @@ package kube
 
 import (
 	"context"
+	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,15 +53,27 @@ func (s *Store) takeUp(o runtime.Object, taken string) string {
 	if secret.ResourceVersion == taken {
 		return taken
 	}
-	switch authority, err := s.read(secret); {
-	case err != nil:
-		s.log.Error("the CA's Secret was changed and is not taken up", "error", err)
-	case !authority.Equal(s.authority.Load()):
+	authority, err := s.read(secret)
+	if err != nil {
+		s.log.Error("the CA's Secret was changed and is not taken up; trying again", "error", err)
+		return "" // its certificates may only be from the future, by this replica's clock
+	}
+	s.longest.Store(int64(longest(secret)))
+	if before := s.authority.Load(); !authority.Equal(before) {
 		s.set(authority)
-		s.log.Warn("CA changed: the Secret holds another one", "secret", s.ref(SecretName),
+		level := slog.LevelWarn
+		if madeHere(secret) && follows(authority, before) {
+			level = slog.LevelInfo
+		}
+		s.log.Log(context.Background(), level, "CA changed: the Secret holds another one", "secret", s.ref(SecretName),
 			"subject", authority.Certificate().Subject.String(), "sha256", ca.Fingerprint(authority.Certificate()), "roots", len(authority.Roots()))
 	}
 	return secret.ResourceVersion
+}
+
+// follows reports whether next is below a root that was trusted before, as in a rotation.
+func follows(next, before *ca.Authority) bool {
+	return before != nil && slices.ContainsFunc(before.Roots(), next.Roots()[0].Equal)
 }
 
 // gone stands for the resource version of an object that is not there.

@@ -34,6 +34,7 @@ const (
 	intermediateLifeNote = "culvert.dev/ca-intermediate-ttl"
 	overlapNote          = "culvert.dev/ca-root-overlap"
 	svidLifeNote         = "culvert.dev/ca-longest-svid-ttl" // grows only: certificates of that life may be about
+	// It is in the Secret that signs as well, where replicas read that they may not sign for longer.
 
 	// RotateRootNote and RotateIntermediateNote ask for a rotation: what was made before the time in them (RFC 3339)
 	// is replaced. Asking twice for the same time is asking once.
@@ -65,7 +66,8 @@ type keyring struct {
 	bundle    []*x509.Certificate
 	since     time.Time
 	waited    time.Duration
-	signOwner bool // of the Secret that signs: Culvert
+	longest   time.Duration // life of an SVID, as those who sign are told
+	signOwner bool          // of the Secret that signs: Culvert
 }
 
 // readKeyring reads the two Secrets. It fails if one of them cannot be understood, and then nothing may be written.
@@ -120,6 +122,7 @@ func (k *keyring) readSigning(s *core.Secret) error {
 		return fmt.Errorf("%s: %w", ca.RootsName, err)
 	}
 	k.since, k.waited, k.signOwner = k.time(s, sinceNote), k.duration(s, waitedNote), madeHere(s)
+	k.longest = k.duration(s, svidLifeNote)
 	return nil
 }
 
@@ -157,6 +160,7 @@ const (
 	own      kind = "culvert"  // made here, with its root
 	operator kind = "operator" // never written
 	earlier  kind = "earlier"  // made by a Culvert whose root signed by itself; its root can be taken over
+	orphan   kind = "orphan"   // made here, and the Secret of its root is gone: it ends when what signs expires
 )
 
 func (k *keyring) kind() kind {
@@ -165,6 +169,8 @@ func (k *keyring) kind() kind {
 		return none
 	case k.rootSecret == nil && k.signOwner && selfMade(k.signing) && len(k.bundle) == 1 && k.bundle[0].Equal(k.signing):
 		return earlier
+	case k.rootSecret == nil && k.signOwner:
+		return orphan
 	case k.rootSecret == nil, k.signSecret != nil && !k.leadsHere():
 		return operator
 	}
@@ -222,13 +228,22 @@ func (k *keyring) state(now time.Time) rotation.State {
 		Root: life(k.root.Certificate()), RootAsked: k.asked[0], IntermediateAsked: k.asked[1]}
 	if k.signing != nil {
 		s.Intermediate = life(k.signing)
-		s.Agrees = k.belowRoot() && k.bundleIs(k.trusted(now)) && !now.Before(k.signing.NotBefore) && !k.fromTheFuture(now)
+		s.Agrees = k.belowRoot() && k.bundleIs(k.trusted(now)) && !now.Before(k.signing.NotBefore) && !k.waitsAnew(now) &&
+			k.longest == k.recorded.SVID
 	}
 	return s
 }
 
-// fromTheFuture reports whether the clock has been set back since the bundle was written. Waiting then begins anew.
-func (k *keyring) fromTheFuture(now time.Time) bool { return k.since.After(now.Add(maxClockSkew)) }
+// waitsAnew reports that nobody knows since when the bundle is as it is: the annotation is lost, or the clock has been set
+// back since it was written.
+func (k *keyring) waitsAnew(now time.Time) bool {
+	return k.since.IsZero() || k.since.After(now.Add(maxClockSkew))
+}
+
+// canSign reports whether what signs is below the root and is valid.
+func (k *keyring) canSign(now time.Time) bool {
+	return k.belowRoot() && !now.Before(k.signing.NotBefore) && now.Before(k.signing.NotAfter)
+}
 
 func life(c *x509.Certificate) rotation.Life {
 	return rotation.Life{Made: ca.Made(c), Ends: c.NotAfter}

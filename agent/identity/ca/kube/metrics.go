@@ -14,6 +14,7 @@ type Metrics struct {
 	phase            *prometheus.GaugeVec
 	rotations        *prometheus.CounterVec
 	rotationFailures prometheus.Counter
+	lost             prometheus.Gauge
 	published        prometheus.Counter
 	publishFailures  prometheus.Counter
 	namespaces       *prometheus.GaugeVec
@@ -36,6 +37,7 @@ func NewMetrics() *Metrics {
 		rotations: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "culvert_ca_rotation_steps_total",
 			Help: "Steps taken: sign (new intermediate or bundle), begin, switch and drop (of a root)."}, []string{"step"}),
 		rotationFailures: counter("rotation_failures_total", "Looks at root and intermediate that ended with an error; it is tried again."),
+		lost:             gauge("secret_lost", "1 in the leader while a Secret of the CA is gone that only a backup, or a person's decision, can replace."),
 		published:        counter("bundle_writes_total", "ConfigMaps with the bundle that were made or repaired."),
 		publishFailures:  counter("bundle_write_failures_total", "ConfigMaps with the bundle that could not be written; it is tried again."),
 		namespaces: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "culvert_ca_bundle_namespaces",
@@ -53,7 +55,7 @@ func NewMetrics() *Metrics {
 
 // Register adds them to r.
 func (m *Metrics) Register(r prometheus.Registerer) {
-	r.MustRegister(m.leader, m.phase, m.rotations, m.rotationFailures, m.published, m.publishFailures,
+	r.MustRegister(m.leader, m.phase, m.rotations, m.rotationFailures, m.lost, m.published, m.publishFailures,
 		m.namespaces, m.reviewSeconds, m.reviewFailures)
 }
 
@@ -65,6 +67,14 @@ func (m *Metrics) setPhase(now rotation.Phase) {
 		}
 		m.phase.WithLabelValues(string(p)).Set(value)
 	}
+}
+
+func (m *Metrics) setLost(lost bool) {
+	if lost {
+		m.lost.Set(1)
+		return
+	}
+	m.lost.Set(0)
 }
 
 func (m *Metrics) setNamespaces(current, pending int) {

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/culvert-mesh/culvert/agent/identity/ca"
+	"github.com/culvert-mesh/culvert/agent/identity/ca/limit"
 )
 
 const (
@@ -26,6 +27,9 @@ const (
 	listTimeout    = 5 * time.Second
 	listsPerSecond = 100
 	listBurst      = 300
+	// A node's own part of it. A node that starts asks for each of its service accounts at once.
+	nodeListsPerSecond = 5
+	nodeListBurst      = 50
 )
 
 // Pods knows which identities run on which node. Run keeps it up to date. Safe for concurrent use.
@@ -33,12 +37,14 @@ type Pods struct {
 	client kubernetes.Interface
 	index  *index
 	limit  *rate.Limiter
+	nodes  *limit.Keyed
 }
 
 // NewPods returns a Pods that asks client. Agents have one of the accounts, namespace/name.
 func NewPods(c *Client, accounts []string) *Pods {
 	agent := func(namespace, account string) bool { return slices.Contains(accounts, namespace+"/"+account) }
-	return &Pods{client: c.api, index: newIndex(agent), limit: rate.NewLimiter(listsPerSecond, listBurst)}
+	return &Pods{client: c.api, index: newIndex(agent), limit: rate.NewLimiter(listsPerSecond, listBurst),
+		nodes: limit.New(nodeListsPerSecond, nodeListBurst)}
 }
 
 // Run watches all pods until ctx ends.
@@ -78,8 +84,8 @@ func (p *Pods) Runs(ctx context.Context, node, namespace, name string) (bool, er
 	if found, _ := p.index.runs(node, namespace, name); found {
 		return true, nil
 	}
-	if !p.limit.Allow() {
-		return false, fmt.Errorf("pods of node %s: more than %d lists a second: %w", node, listsPerSecond, ca.ErrUnavailable)
+	if err := p.mayList(node); err != nil {
+		return false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
@@ -102,6 +108,17 @@ func (p *Pods) Runs(ctx context.Context, node, namespace, name string) (bool, er
 	return false, nil
 }
 
+// mayList holds a node back before it takes the lists of all others.
+func (p *Pods) mayList(node string) error {
+	if !p.nodes.Allow(node) {
+		return fmt.Errorf("pods of node %s: more than %d lists a second for one node: %w", node, nodeListsPerSecond, ca.ErrUnavailable)
+	}
+	if !p.limit.Allow() {
+		return fmt.Errorf("pods of node %s: more than %d lists a second: %w", node, listsPerSecond, ca.ErrUnavailable)
+	}
+	return nil
+}
+
 // KnownAddresses are those of an agent's pod and its node as far as the watch has told; none if it has not.
 func (p *Pods) KnownAddresses(c ca.Caller) []netip.Addr { return p.index.addresses(c.PodUID) }
 
@@ -110,8 +127,8 @@ func (p *Pods) Addresses(ctx context.Context, c ca.Caller) ([]netip.Addr, error)
 	if known := p.KnownAddresses(c); len(known) > 0 {
 		return known, nil
 	}
-	if !p.limit.Allow() {
-		return nil, fmt.Errorf("pod %s/%s: more than %d lists a second: %w", c.Namespace, c.Pod, listsPerSecond, ca.ErrUnavailable)
+	if err := p.mayList(c.Node); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()

@@ -29,6 +29,9 @@ const (
 	// A thousand nodes ask again each minute, and all at once when the CA restarts.
 	reviewsPerSecond = 200
 	reviewBurst      = 500
+	// Addresses that have just had tokens reviewed which proved nothing share a part of it.
+	suspectReviewsPerSecond = 100
+	suspectReviewBurst      = 250
 	// An address whose tokens prove nothing may have that many reviewed. What is remembered is not held up by it, so
 	// an agent goes on while a pod that shares its address guesses.
 	failuresPerSecond = 5
@@ -42,6 +45,7 @@ type Reviewer struct {
 	audiences []string
 	answers   *answers
 	limit     *rate.Limiter
+	suspects  *rate.Limiter
 	failures  *limit.Keyed // by address
 	metrics   *Metrics
 }
@@ -51,6 +55,7 @@ func NewReviewer(c *Client, audiences []string, m *Metrics) *Reviewer {
 	return &Reviewer{
 		client: c.api, audiences: audiences, answers: newAnswers(),
 		limit:    rate.NewLimiter(reviewsPerSecond, reviewBurst),
+		suspects: rate.NewLimiter(suspectReviewsPerSecond, suspectReviewBurst),
 		failures: limit.New(failuresPerSecond, failureBurst),
 		metrics:  m,
 	}
@@ -71,12 +76,23 @@ func (r *Reviewer) Authenticate(ctx context.Context, token, from string) (ca.Cal
 	return a.caller, a.refusal
 }
 
-// review asks. Its error is that there was no answer.
+// review asks, if the address may have asked. What that takes of the address's share is given back unless the token
+// proves nothing; those who guess at the same time get no more than those who guess one after the other.
 func (r *Reviewer) review(ctx context.Context, token, from string) (answer, error) {
-	if !r.failures.Has(from) {
+	suspect := !r.failures.Untouched(from)
+	if !r.failures.Allow(from) {
 		return answer{}, fmt.Errorf("token review: too many tokens from %s proved nothing: %w", from, ca.ErrUnavailable)
 	}
-	if !r.limit.Allow() {
+	a, err := r.ask(ctx, token, suspect)
+	if err != nil || a.refusal == nil {
+		r.failures.GiveBack(from)
+	}
+	return a, err
+}
+
+// ask has the API server review a token. Its error is that there was no answer.
+func (r *Reviewer) ask(ctx context.Context, token string, suspect bool) (answer, error) {
+	if suspect && !r.suspects.Allow() || !r.limit.Allow() {
 		return answer{}, fmt.Errorf("token review: more than %d a second: %w", reviewsPerSecond, ca.ErrUnavailable)
 	}
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
@@ -89,7 +105,6 @@ func (r *Reviewer) review(ctx context.Context, token, from string) (answer, erro
 	}
 	caller, err := r.caller(&review.Status)
 	if err != nil {
-		r.failures.Allow(from)
 		return answer{refusal: err}, nil
 	}
 	return answer{caller: caller}, nil

@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -39,6 +39,8 @@ type Rotor struct {
 
 	waiting waiting
 	said    string // about what is the operator's, or cannot be read
+	saidAt  time.Time
+	lost    atomic.Pointer[string] // what Lost returns
 }
 
 // publisher brings a bundle to those who verify. It gets what was just read from the API server, and nothing older:
@@ -67,6 +69,7 @@ func (r *Rotor) Run(ctx context.Context) {
 	tick := time.NewTicker(min(max(r.policy.Overlap/10, minLook), maxLook))
 	defer tick.Stop()
 	defer r.metrics.setPhase("")
+	defer r.lose("")
 	for {
 		if err := r.catchUp(ctx); err != nil && ctx.Err() == nil {
 			r.metrics.rotationFailures.Inc()
@@ -106,12 +109,12 @@ func (r *Rotor) step(ctx context.Context) (more bool, err error) {
 	if k.badNote != nil {
 		r.complain("not understood, and counts for nothing: " + k.badNote.Error())
 	}
+	lost, err := r.whatIsLost(ctx, k.kind())
+	if r.lose(lost); err != nil || lost != "" {
+		return false, err
+	}
 	switch k.kind() {
 	case none:
-		if r.loaded() {
-			r.complain("both Secrets of the CA were deleted: this replica goes on with what it has, but one that starts makes a new root")
-			return false, nil
-		}
 		return true, r.makeRoot(ctx)
 	case earlier:
 		return true, r.takeOver(ctx, k)
@@ -194,7 +197,7 @@ func (r *Rotor) act(ctx context.Context, k *keyring, next rotation.Step, policy 
 			return r.begin(ctx, k, policy)
 		}
 		return r.writeRoot(ctx, k, func(s *core.Secret) error {
-			s.Annotations[phaseNote] = string(rotation.Retire)
+			note(s, phaseNote, string(rotation.Retire))
 			s.Data[oldCertName] = s.Data[ca.RootsName]
 			s.Data[ca.RootsName], s.Data[rootKeyName] = s.Data[nextCertName], s.Data[nextKeyName]
 			delete(s.Data, nextCertName)
@@ -207,7 +210,7 @@ func (r *Rotor) act(ctx context.Context, k *keyring, next rotation.Step, policy 
 		})
 	case rotation.Drop:
 		return r.writeRoot(ctx, k, func(s *core.Secret) error {
-			s.Annotations[phaseNote] = string(rotation.Stable)
+			note(s, phaseNote, string(rotation.Stable))
 			delete(s.Data, oldCertName)
 			return nil
 		})
@@ -222,7 +225,7 @@ func (r *Rotor) begin(ctx context.Context, k *keyring, policy rotation.Policy) e
 		return err
 	}
 	return r.writeRoot(ctx, k, func(s *core.Secret) (err error) {
-		s.Annotations[phaseNote] = string(rotation.Announce)
+		note(s, phaseNote, string(rotation.Announce))
 		s.Data[nextCertName], s.Data[nextKeyName], err = root.PEM()
 		return err
 	})
@@ -232,7 +235,7 @@ func (r *Rotor) begin(ctx context.Context, k *keyring, policy rotation.Policy) e
 // published does not count, nor does a leader's that is no more.
 func (r *Rotor) wait(k *keyring) time.Duration {
 	now := time.Now()
-	if w := &r.waiting; !w.since.Equal(k.since) {
+	if w := &r.waiting; w.last.IsZero() || !w.since.Equal(k.since) {
 		*w = waiting{since: k.since}
 	} else if r.publisher.Published(string(ca.EncodeCertificates(k.bundle))) {
 		w.spent += now.Sub(w.last)
@@ -248,7 +251,7 @@ func (r *Rotor) keepWaiting(ctx context.Context, k *keyring, policy rotation.Pol
 		return nil
 	}
 	changed := k.signSecret.DeepCopy()
-	changed.Annotations[waitedNote] = (k.waited + r.waiting.spent).Round(time.Millisecond).String()
+	note(changed, waitedNote, (k.waited + r.waiting.spent).Round(time.Millisecond).String())
 	if err := r.update(ctx, changed); err != nil {
 		return err
 	}
@@ -266,8 +269,8 @@ func (r *Rotor) complain(message string) {
 }
 
 func record(s *core.Secret, p rotation.Policy) {
-	maps.Copy(s.Annotations, map[string]string{
-		rootLifeNote: p.Root.String(), intermediateLifeNote: p.Intermediate.String(),
-		overlapNote: p.Overlap.String(), svidLifeNote: p.SVID.String(),
-	})
+	note(s, rootLifeNote, p.Root.String())
+	note(s, intermediateLifeNote, p.Intermediate.String())
+	note(s, overlapNote, p.Overlap.String())
+	note(s, svidLifeNote, p.SVID.String())
 }

@@ -49,13 +49,14 @@ func (r *Rotor) createRoot(ctx context.Context, cert, key []byte, how string) er
 	return nil
 }
 
-// sign makes what signs follow from the root's Secret. The intermediate is replaced unless only the bundle is another.
+// sign makes what signs follow from the root's Secret. The intermediate is replaced unless only the bundle, or what is
+// noted of it, is another.
 func (r *Rotor) sign(ctx context.Context, k *keyring, policy rotation.Policy) error {
 	now := r.now()
 	roots := k.trusted(now)
-	bundleIs, belowRoot := k.bundleIs(roots), k.belowRoot()
+	begins := !k.bundleIs(roots) || !k.belowRoot() || k.waitsAnew(now)
 	m := ca.Material{Roots: ca.EncodeCertificates(roots)}
-	if belowRoot && !bundleIs {
+	if !k.state(now).Agrees && k.canSign(now) {
 		d := k.signSecret.Data
 		m.Cert, m.Key, m.Chain = d[ca.CertName], d[ca.KeyName], d[ca.ChainName]
 	} else {
@@ -79,7 +80,8 @@ func (r *Rotor) sign(ctx context.Context, k *keyring, policy rotation.Policy) er
 		s.Data = map[string][]byte{}
 	}
 	s.Data[ca.CertName], s.Data[ca.KeyName], s.Data[ca.ChainName], s.Data[ca.RootsName] = m.Cert, m.Key, m.Chain, m.Roots
-	if !bundleIs || !belowRoot || k.fromTheFuture(now) {
+	note(s, svidLifeNote, policy.SVID.String())
+	if begins {
 		note(s, sinceNote, now.UTC().Format(time.RFC3339Nano))
 		note(s, waitedNote, "0s")
 	}

@@ -19,7 +19,7 @@ import (
 
 // Status is what people want to know of a CA. It holds no key.
 type Status struct {
-	Kind         string         `json:"kind"` // culvert, operator, earlier or none
+	Kind         string         `json:"kind"` // culvert, operator, earlier, orphan or none
 	Phase        rotation.Phase `json:"phase,omitempty"`
 	Since        *time.Time     `json:"since,omitempty"` // the bundle is as it is
 	Waited       string         `json:"waited,omitempty"`

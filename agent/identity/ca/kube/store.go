@@ -37,6 +37,7 @@ type Store struct {
 	log       *slog.Logger
 
 	authority atomic.Pointer[ca.Authority]
+	longest   atomic.Int64 // LongestSVID
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when the authority is another
@@ -49,6 +50,18 @@ func NewStore(c *Client, namespace string, td spiffeid.TrustDomain, log *slog.Lo
 
 // Authority returns the authority in force, nil before Load. It may be another one at each call.
 func (s *Store) Authority() *ca.Authority { return s.authority.Load() }
+
+// LongestSVID is the longest life of an SVID that the leader reckons with when it drops a root; zero if that is not known.
+func (s *Store) LongestSVID() time.Duration { return time.Duration(s.longest.Load()) }
+
+// longest reads it. What cannot be read, the leader writes anew.
+func longest(secret *core.Secret) time.Duration {
+	d, err := time.ParseDuration(secret.Annotations[svidLifeNote])
+	if err != nil {
+		return 0
+	}
+	return max(d, 0)
+}
 
 // Changed returns a channel that is closed when Authority is to return another one. Ask for the channel first, then for
 // the authority, and no change is missed.
@@ -104,6 +117,7 @@ func (s *Store) loadOnce(ctx context.Context) (*ca.Authority, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.longest.Store(int64(longest(secret)))
 	s.log.Info("CA loaded", "secret", s.ref(SecretName), "subject", authority.Certificate().Subject.String(),
 		"sha256", ca.Fingerprint(authority.Certificate()), "expires", authority.NotAfter(), "roots", len(authority.Roots()))
 	return authority, nil

@@ -92,6 +92,9 @@ func (s Step) Due(now time.Time) bool { return !s.At.After(now) }
 
 // Next is the next step from s.
 func (p Policy) Next(s State, now time.Time) Step {
+	if !now.Before(s.Root.Ends) {
+		return expired(s.Phase, now)
+	}
 	if !s.Agrees {
 		return Step{Sign, now, "what signs is not yet what the phase wants"}
 	}
@@ -100,6 +103,19 @@ func (p Policy) Next(s State, now time.Time) Step {
 		return renewal
 	}
 	return root
+}
+
+// expired is the way to the next root when the present one has expired, for instance while the cluster was off. Nothing
+// below it verifies, so there is nothing to wait for.
+func expired(phase Phase, now time.Time) Step {
+	const why = "the root has expired"
+	switch phase {
+	case Announce:
+		return Step{Switch, now, why}
+	case Retire:
+		return Step{Drop, now, why}
+	}
+	return Step{Begin, now, why}
 }
 
 // intermediate is its renewal. One that lives as long as its root cannot be bettered.

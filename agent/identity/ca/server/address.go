@@ -18,11 +18,15 @@ func address(ctx context.Context) string {
 	if !ok || p.Addr == nil {
 		return ""
 	}
-	host, _, err := net.SplitHostPort(p.Addr.String())
+	return host(p.Addr)
+}
+
+func host(a net.Addr) string {
+	name, _, err := net.SplitHostPort(a.String())
 	if err != nil {
-		return p.Addr.String()
+		return a.String()
 	}
-	return host
+	return name
 }
 
 // checkAddress refuses a token that comes from elsewhere than from its pod or node: somebody took it away. Without it, a

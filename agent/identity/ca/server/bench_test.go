@@ -68,7 +68,7 @@ func BenchmarkCreateCertificate(b *testing.B) {
 	}
 	o.Accounts = []string{agentOn("a").Account()}
 	get := func() *ca.Authority { return authority }
-	i := newIssuer(o, get, callers(), placed(), newMetrics(get))
+	i := newIssuer(o, get, always(o.SVIDLife), callers(), placed(), newMetrics(get))
 	r := wire.Request{CSR: csr(b, ""), Identity: id("shop", "cart").String()}
 	ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs(wire.AuthorizationKey, "Bearer agent of a"))
 	measured(b, func() error {

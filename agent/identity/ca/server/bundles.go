@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"slices"
-	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -15,7 +14,7 @@ import (
 )
 
 const (
-	maxWatches = 8192
+	maxWatches = 8192 // of all addresses
 	// Whoever reaches the CA may watch, so one address cannot take the place of all others.
 	maxWatchesOfAddress = 64
 )
@@ -33,22 +32,16 @@ type bundles struct {
 	over    <-chan struct{} // closed when the server ends
 	metrics *metrics
 
-	mu    sync.Mutex
-	count int
-	by    map[string]int // address
+	places *places
 }
 
 func newBundles(ctx context.Context, s source, m *metrics) *bundles {
-	return &bundles{source: s, over: ctx.Done(), metrics: m, by: map[string]int{}}
+	return &bundles{source: s, over: ctx.Done(), metrics: m, places: newPlaces(maxWatches, maxWatchesOfAddress)}
 }
 
 // Watch implements bundlepb.TrustBundleServer.
 func (b *bundles) Watch(_ *bundlepb.WatchRequest, stream grpc.ServerStreamingServer[bundlepb.Bundle]) error {
-	from := address(stream.Context())
-	if !b.enter(from) {
-		return status.Error(codes.ResourceExhausted, "too many watch already")
-	}
-	defer b.leave(from)
+	read(stream.Context())
 	var sent *ca.Authority
 	for {
 		changed := b.source.Changed()
@@ -76,25 +69,17 @@ func message(a *ca.Authority) *bundlepb.Bundle {
 	return m
 }
 
-func (b *bundles) enter(from string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.count >= maxWatches || b.by[from] >= maxWatchesOfAddress {
+// enter takes a place for a stream, before anything is read for it. leave gives it back.
+func (b *bundles) enter(from string) error {
+	if !b.places.enter(from) {
 		b.metrics.streamsRefused.Inc()
-		return false
+		return status.Error(codes.ResourceExhausted, "too many streams already")
 	}
-	b.count++
-	b.by[from]++
-	b.metrics.streams.Set(float64(b.count))
-	return true
+	b.metrics.streams.Inc()
+	return nil
 }
 
 func (b *bundles) leave(from string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.count--
-	if b.by[from]--; b.by[from] == 0 {
-		delete(b.by, from)
-	}
-	b.metrics.streams.Set(float64(b.count))
+	b.places.leave(from)
+	b.metrics.streams.Dec()
 }

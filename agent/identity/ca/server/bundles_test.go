@@ -62,7 +62,7 @@ func telling(t *testing.T, s *changing) (address string, m *metrics, stop func()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serveGRPC(ctx, l, newIssuer(o, s.Authority, callers(), placed(), m), newBundles(ctx, s, m), newServing(s.Authority, o.dnsNames(), o.SVIDLife))
+		ended <- serveGRPC(ctx, l, newIssuer(o, s.Authority, always(o.SVIDLife), callers(), placed(), m), newBundles(ctx, s, m), newServing(s.Authority, o.dnsNames(), always(o.SVIDLife)), m)
 	}()
 	stop = sync.OnceFunc(func() {
 		cancel()
@@ -130,7 +130,7 @@ func TestAgentsAreToldTheRootsAndEachChange(t *testing.T) {
 	old, next := newRoot(t), newRoot(t)
 	s := &changing{now: authority(t, old), changed: make(chan struct{})}
 	address, m, stop := telling(t, s)
-	const agents = 50
+	const agents = 30
 	streams := make([]grpc.ServerStreamingClient[bundlepb.Bundle], agents)
 	for i := range streams {
 		streams[i] = watch(t, connect(t, address, s.Authority().Roots()))
@@ -179,8 +179,11 @@ func TestAgentsAreToldTheRootsAndEachChange(t *testing.T) {
 func TestStreamsOfOneAddressAreBounded(t *testing.T) {
 	s := &changing{now: authority(t, newRoot(t)), changed: make(chan struct{})}
 	address, m, _ := telling(t, s)
-	c := connect(t, address, s.Authority().Roots())
-	for range maxWatchesOfAddress {
+	var c bundlepb.TrustBundleClient
+	for i := range maxWatchesOfAddress {
+		if i%(maxStreams-1) == 0 {
+			c = connect(t, address, s.Authority().Roots())
+		}
 		if _, err := watch(t, c).Recv(); err != nil {
 			t.Fatal(err)
 		}
@@ -194,8 +197,7 @@ func TestStreamsOfOneAddressAreBounded(t *testing.T) {
 }
 
 func TestPlacesOfStreamsAreGivenBack(t *testing.T) {
-	s := &changing{now: authority(t, newRoot(t)), changed: make(chan struct{})}
-	b := newBundles(t.Context(), s, newMetrics(s.Authority))
+	b := newPlaces(maxWatches, maxWatchesOfAddress)
 	for range 3 * maxWatches {
 		if !b.enter("10.0.0.1") {
 			t.Fatal("no place although all were left")
@@ -221,7 +223,7 @@ func TestServersCertificateIsAlwaysBelowARootThatAgentsKnow(t *testing.T) {
 	old, next := newRoot(t), newRoot(t)
 	bundles := []*ca.Authority{authority(t, old), authority(t, old, next), authority(t, next, old), authority(t, next)}
 	var current *ca.Authority
-	s := newServing(func() *ca.Authority { return current }, []string{"culvert-ca"}, time.Minute)
+	s := newServing(func() *ca.Authority { return current }, []string{"culvert-ca"}, always(time.Minute))
 	for i := range bundles {
 		current = bundles[i]
 		c, err := s.certificate(time.Now())

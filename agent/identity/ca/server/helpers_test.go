@@ -125,8 +125,8 @@ func start(t testing.TB, authn Authenticator, placement Placement, alter func(*O
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serveGRPC(ctx, l, newIssuer(o, get, authn, placement, s.metrics), newBundles(ctx, fixed{authority}, s.metrics),
-			newServing(get, o.dnsNames(), o.SVIDLife))
+		ended <- serveGRPC(ctx, l, newIssuer(o, get, always(o.SVIDLife), authn, placement, s.metrics), newBundles(ctx, fixed{authority}, s.metrics),
+			newServing(get, o.dnsNames(), always(o.SVIDLife)), s.metrics)
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -136,6 +136,8 @@ func start(t testing.TB, authn Authenticator, placement Placement, alter func(*O
 	})
 	return s
 }
+
+func always(life time.Duration) func() time.Duration { return func() time.Duration { return life } }
 
 // below is an authority that signs below a root, as a CA that made both does.
 func below(t testing.TB) *ca.Authority {

@@ -45,8 +45,8 @@ type issuer struct {
 	authenticator Authenticator
 	placement     Placement
 	accounts      []string
-	life          time.Duration
-	bound         bool // to its addresses is a caller
+	life          func() time.Duration // the longest
+	bound         bool                 // to its addresses is a caller
 	places        chan struct{}
 	nodes         *limit.Keyed
 	refusals      *refusals
@@ -54,10 +54,10 @@ type issuer struct {
 	log           *slog.Logger
 }
 
-func newIssuer(o Options, authority func() *ca.Authority, authn Authenticator, placement Placement, m *metrics) *issuer {
+func newIssuer(o Options, authority func() *ca.Authority, life func() time.Duration, authn Authenticator, placement Placement, m *metrics) *issuer {
 	return &issuer{
 		authority: authority, authenticator: authn, placement: placement,
-		accounts: o.Accounts, life: o.SVIDLife, bound: o.RequireAddress,
+		accounts: o.Accounts, life: life, bound: o.RequireAddress,
 		places:   make(chan struct{}, maxInFlight),
 		nodes:    limit.New(o.NodeRate, o.NodeBurst),
 		refusals: newRefusals(o.Logger), metrics: m, log: o.Logger,
@@ -123,7 +123,7 @@ func (i *issuer) create(ctx context.Context, from string, r wire.Request) (ca.Ca
 	if err := i.authorize(ctx, caller, id); err != nil {
 		return caller, nil, err
 	}
-	life := i.life
+	life := i.life()
 	if r.Life > 0 {
 		life = min(r.Life, life)
 	}

@@ -45,6 +45,8 @@ func (l *leader) condition() (missing string) {
 	switch a := l.store.Authority(); {
 	case !known:
 		return "no replica is known to lead"
+	case self && l.rotor.Lost() != "":
+		return l.rotor.Lost()
 	case self && (a == nil || !l.distributor.Published(string(ca.EncodeCertificates(a.Roots())))):
 		return "the bundle is not published"
 	}

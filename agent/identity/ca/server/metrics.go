@@ -18,6 +18,7 @@ type metrics struct {
 
 	streams        prometheus.Gauge
 	streamsRefused prometheus.Counter
+	connsRefused   prometheus.Counter
 }
 
 func newMetrics(authority func() *ca.Authority) *metrics {
@@ -34,6 +35,8 @@ func newMetrics(authority func() *ca.Authority) *metrics {
 			Name: "culvert_ca_bundle_streams", Help: "Streams by which agents are told the roots."}),
 		streamsRefused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "culvert_ca_bundle_streams_refused_total", Help: "Streams that were refused because there were too many."}),
+		connsRefused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "culvert_ca_connections_refused_total", Help: "Connections that were closed because their address had too many."}),
 	}
 	for _, c := range classes() {
 		m.refused.WithLabelValues(string(c))
@@ -48,7 +51,7 @@ func newMetrics(authority func() *ca.Authority) *metrics {
 			return float64(of(a).Unix())
 		})
 	}
-	m.registry.MustRegister(m.issued, m.refused, m.seconds, m.streams, m.streamsRefused,
+	m.registry.MustRegister(m.issued, m.refused, m.seconds, m.streams, m.streamsRefused, m.connsRefused,
 		when("expiry", "When the first certificate between an SVID and its root expires", (*ca.Authority).NotAfter),
 		when("root_expiry", "When the root expires that SVIDs lead to", func(a *ca.Authority) time.Time { return a.Roots()[0].NotAfter }),
 		when("intermediate_expiry", "When the certificate expires that signs SVIDs", func(a *ca.Authority) time.Time { return a.Certificate().NotAfter }),

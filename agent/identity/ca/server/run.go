@@ -20,12 +20,19 @@ import (
 )
 
 const (
-	maxConnections   = 8192
-	maxStreams       = 100 // of one connection at once
-	handshakeTimeout = 10 * time.Second
-	requestTimeout   = 10 * time.Second
-	drainTimeout     = 5 * time.Second
-	maxHeaderBytes   = 32 << 10 // a token is most of it
+	maxConnections = 8192
+	// An agent has one connection, and all agents of a node may have its address. Where masquerading gives more nodes than
+	// that one address, the others come by turns: agents try again, and a connection ends with its age.
+	maxConnectionsOfAddress = 32
+	maxStreams              = 24       // of one connection at once: an agent has 16 requests and a stream
+	maxRequestBytes         = 32 << 10 // a CSR is most of it
+	windowBytes             = 64 << 10 // what is taken of a stream that nobody reads; set, so that it does not grow
+	connWindowBytes         = 1 << 20
+	idleTimeout             = 10 * time.Second // a connection without a request or a stream; agents have one
+	handshakeTimeout        = 10 * time.Second
+	requestTimeout          = 10 * time.Second
+	drainTimeout            = 5 * time.Second
+	maxHeaderBytes          = 32 << 10 // a token is most of it
 )
 
 // Run is the CA. It returns when ctx ends, or when it cannot serve.
@@ -86,13 +93,14 @@ func serve(ctx context.Context, o Options, client *kube.Client, service, status 
 			return err
 		}
 		tasks.Go(func() error { return store.Run(ctx) })
-		issuer := newIssuer(o, store.Authority, kube.NewReviewer(client, o.Audiences, kubeMetrics), pods, metrics)
+		life := func() time.Duration { return shorter(o.SVIDLife, store.LongestSVID()) }
+		issuer := newIssuer(o, store.Authority, life, kube.NewReviewer(client, o.Audiences, kubeMetrics), pods, metrics)
 		bundles := newBundles(ctx, store, metrics)
 		serving.Store(true)
 		defer serving.Store(false)
 		o.Logger.Info("CA started", "address", service.Addr().String(), "trust_domain", o.TrustDomain.Name(),
 			"names", o.dnsNames(), "accounts", o.Accounts, "audiences", o.Audiences, "svid_life", o.SVIDLife.String())
-		return serveGRPC(ctx, service, issuer, bundles, newServing(store.Authority, o.dnsNames(), o.SVIDLife))
+		return serveGRPC(ctx, service, issuer, bundles, newServing(store.Authority, o.dnsNames(), life), metrics)
 	})
 	return tasks.Wait()
 }
@@ -106,26 +114,33 @@ func unless(holds func() bool, missing string) condition {
 	}
 }
 
-func serveGRPC(ctx context.Context, l net.Listener, h wire.Handler, b bundlepb.TrustBundleServer, s *serving) error {
+// shorter is how long SVIDs live: a replica that was told to let them live longer than what the leader reckons with waits
+// until that has learned of it.
+func shorter(own, recorded time.Duration) time.Duration {
+	if recorded > 0 {
+		return min(own, recorded)
+	}
+	return own
+}
+
+func serveGRPC(ctx context.Context, l net.Listener, h wire.Handler, b *bundles, s *serving, m *metrics) error {
 	g := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(s.config())),
 		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.MaxRecvMsgSize(wire.MaxMessage),
+		grpc.InTapHandle(newGate(b, m).admit),
+		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.MaxSendMsgSize(wire.MaxMessage),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.InitialWindowSize(windowBytes),
+		grpc.InitialConnWindowSize(connWindowBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			MaxConnectionIdle: 5 * time.Minute,
+			MaxConnectionIdle: idleTimeout,
 			// Clients come back to whichever replica the Service gives them.
 			MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: time.Minute,
 			Time: 30 * time.Second, Timeout: 10 * time.Second,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-			ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-			defer cancel()
-			return handler(ctx, req)
-		}),
 	)
 	wire.Register(g, h)
 	bundlepb.RegisterTrustBundleServer(g, b)
@@ -136,7 +151,7 @@ func serveGRPC(ctx context.Context, l net.Listener, h wire.Handler, b bundlepb.T
 		defer force.Stop()
 		g.GracefulStop()
 	})
-	err := g.Serve(netutil.LimitListener(l, maxConnections))
+	err := g.Serve(&listener{netutil.LimitListener(l, maxConnections), newPlaces(maxConnections, maxConnectionsOfAddress), m.connsRefused})
 	if stop() {
 		g.Stop()
 		return fmt.Errorf("gRPC: %w", err)

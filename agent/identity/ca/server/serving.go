@@ -18,7 +18,7 @@ import (
 type serving struct {
 	authority func() *ca.Authority
 	names     []string
-	life      time.Duration
+	life      func() time.Duration
 
 	mu      sync.Mutex
 	current *tls.Certificate
@@ -26,7 +26,7 @@ type serving struct {
 	renew   time.Time
 }
 
-func newServing(authority func() *ca.Authority, names []string, life time.Duration) *serving {
+func newServing(authority func() *ca.Authority, names []string, life func() time.Duration) *serving {
 	return &serving{authority: authority, names: names, life: life}
 }
 
@@ -40,15 +40,16 @@ func (s *serving) config() *tls.Config {
 func (s *serving) certificate(now time.Time) (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now = now.Round(0) // certificates live by the clock on the wall, also while the machine sleeps
 	authority := s.authority()
-	if s.current != nil && s.by == authority && now.Before(s.renew) {
+	if s.current != nil && s.by == authority && now.Before(s.renew) && !now.Before(s.current.Leaf.NotBefore) {
 		return s.current, nil
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("CA's server certificate: key: %w", err)
 	}
-	chain, err := authority.SignServer(s.names, &key.PublicKey, s.life)
+	chain, err := authority.SignServer(s.names, &key.PublicKey, s.life())
 	if err != nil {
 		return nil, fmt.Errorf("CA's server certificate: %w", err)
 	}

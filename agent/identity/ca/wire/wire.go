@@ -124,7 +124,12 @@ func decode(elements []string) (*Answer, error) {
 	if len(elements) > maxCertificates {
 		return nil, fmt.Errorf("the CA's answer has %d elements, want at most %d", len(elements), maxCertificates)
 	}
-	certs, err := ca.ParseCertificates([]byte(strings.Join(elements, "\n")))
+	text := strings.Join(elements, "\n")
+	if len(text) > MaxMessage {
+		return nil, fmt.Errorf("the CA's answer has %d bytes, want at most %d", len(text), MaxMessage)
+	}
+	// It bounds the keys with which selfSigned verifies.
+	certs, err := ca.ParseCertificates([]byte(text))
 	if err != nil {
 		return nil, fmt.Errorf("the CA's answer: %w", err)
 	}
