@@ -57,6 +57,8 @@ func caKind(s *kube.Status) string {
 		return "made and rotated by Culvert"
 	case "operator":
 		return "the operator's, who rotates it"
+	case "orphan":
+		return "made by Culvert, but the Secret of its root is gone: restore culvert-ca-root"
 	case "earlier":
 		return "of an earlier Culvert; the leader takes its root over"
 	}
@@ -67,7 +69,7 @@ func writeCAStatus(out io.Writer, s *kube.Status, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	fmt.Fprintf(w, "CA\t%s\n", caKind(s))
 	if s.Leader != "" {
-		fmt.Fprintf(w, "leader\t%s\n", s.Leader)
+		fmt.Fprintf(w, "leader\t%s\n", plain(s.Leader))
 	}
 	if s.Phase != "" {
 		fmt.Fprintf(w, "phase\t%s\n", s.Phase)
@@ -92,7 +94,7 @@ func writeCAStatus(out io.Writer, s *kube.Status, now time.Time) error {
 }
 
 func writeCACertificate(w io.Writer, what string, c kube.Certificate, now time.Time) {
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", what, c.Role, c.Serial, c.SHA256[:16], when(c.NotAfter, now), c.Subject)
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", what, c.Role, c.Serial, c.SHA256[:16], when(c.NotAfter, now), plain(c.Subject))
 }
 
 // when is a time as people want it: the date, or how long from now if that is soon.

@@ -27,6 +27,9 @@ func TestCAStatusTellsWhatAPersonWantsToKnow(t *testing.T) {
 				"next", "in 1h0m0s", "2030-01-31"}},
 		{"operator's", kube.Status{Kind: "operator", Roots: []kube.Certificate{certificate("trusted", "CN=corporate", -time.Hour)}},
 			[]string{"the operator's, who rotates it", "trusted", "2029-12-31T23:00:00Z"}},
+		{"orphan", kube.Status{Kind: "orphan"}, []string{"restore culvert-ca-root"}},
+		{"subject that would steer a terminal", kube.Status{Kind: "operator", Roots: []kube.Certificate{certificate("trusted", "CN=x\x1b[2J\nfake", time.Hour)}},
+			[]string{"CN=x?[2J?fake"}},
 		{"none", kube.Status{Kind: "none"}, []string{"not made yet"}},
 	}
 	for _, test := range tests {

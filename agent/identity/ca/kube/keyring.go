@@ -205,13 +205,17 @@ func (k *keyring) roots() []*x509.Certificate {
 
 // trusted is roots without those that have expired, or that were made while the clock was wrong and are not valid yet.
 func (k *keyring) trusted(now time.Time) []*x509.Certificate {
-	var live []*x509.Certificate
+	var trusted []*x509.Certificate
 	for _, r := range k.roots() {
-		if now.Before(r.NotAfter) && !now.Before(r.NotBefore) {
-			live = append(live, r)
+		if live(r, now) {
+			trusted = append(trusted, r)
 		}
 	}
-	return live
+	return trusted
+}
+
+func live(c *x509.Certificate, now time.Time) bool {
+	return now.Before(c.NotAfter) && !now.Before(c.NotBefore)
 }
 
 func (k *keyring) belowRoot() bool {
@@ -242,7 +246,7 @@ func (k *keyring) waitsAnew(now time.Time) bool {
 
 // canSign reports whether what signs is below the root and is valid.
 func (k *keyring) canSign(now time.Time) bool {
-	return k.belowRoot() && !now.Before(k.signing.NotBefore) && now.Before(k.signing.NotAfter)
+	return k.belowRoot() && live(k.signing, now)
 }
 
 func life(c *x509.Certificate) rotation.Life {

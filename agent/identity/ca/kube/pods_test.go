@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -141,12 +142,28 @@ func TestListsAreBounded(t *testing.T) {
 	pods := NewPods(FromInterface(fake.NewSimpleClientset()), nil)
 	refused := 0
 	for i := range 2 * listBurst {
-		if _, err := pods.Runs(context.Background(), "a", "shop", fmt.Sprint(i)); errors.Is(err, ca.ErrUnavailable) {
+		if _, err := pods.Runs(context.Background(), fmt.Sprint("node", i), "shop", "cart"); errors.Is(err, ca.ErrUnavailable) {
 			refused++
 		}
 	}
 	if refused == 0 {
 		t.Fatal("no list was held back")
+	}
+}
+
+func TestNodeThatListsTooOftenHoldsUpNoOther(t *testing.T) {
+	pods := NewPods(FromInterface(fake.NewSimpleClientset()), nil)
+	for i := range 2 * listBurst {
+		_, _ = pods.Runs(context.Background(), "a", "shop", fmt.Sprint(i))
+	}
+	if _, err := pods.Runs(context.Background(), "a", "shop", "cart"); !errors.Is(err, ca.ErrUnavailable) {
+		t.Errorf("not held back: %v", err)
+	}
+	if _, err := pods.Addresses(context.Background(), ca.Caller{Node: "a"}); err == nil || !strings.Contains(err.Error(), "for one node") {
+		t.Errorf("not held back: %v", err)
+	}
+	if _, err := pods.Runs(context.Background(), "b", "shop", "cart"); err != nil {
+		t.Errorf("another node: %v", err)
 	}
 }
 

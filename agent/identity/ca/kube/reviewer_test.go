@@ -182,6 +182,43 @@ func TestGuessingIsHeldOffAndAnAgentBehindTheSameAddressGoesOn(t *testing.T) {
 	}
 }
 
+func TestGuessingAtOnceGetsNoMore(t *testing.T) {
+	api := &reviews{delay: time.Millisecond}
+	r := api.reviewer()
+	var wg sync.WaitGroup
+	for i := range 500 {
+		wg.Go(func() { _, _ = r.Authenticate(t.Context(), fmt.Sprint("guess", i), "10.0.0.66") })
+	}
+	wg.Wait()
+	if n := api.asked.Load(); n > failureBurst+10 {
+		t.Errorf("%d reviews for 500 guesses at once, want about %d", n, failureBurst)
+	}
+}
+
+func TestManyWhoGuessLeaveOthersTheirReviews(t *testing.T) {
+	r := (&reviews{}).reviewer()
+	for i := range 4 * reviewBurst {
+		_, _ = r.Authenticate(t.Context(), fmt.Sprint("guess", i), fmt.Sprint("10.0.1.", i%60))
+	}
+	for i := range 100 {
+		if _, err := r.Authenticate(t.Context(), fmt.Sprint("agent", i), fmt.Sprint("10.0.2.", i)); errors.Is(err, ca.ErrUnavailable) {
+			t.Fatalf("agent %d is held back: %v", i, err)
+		}
+	}
+}
+
+func TestReviewsThatProveSomethingOrEndWithoutAnAnswerTakeNoShare(t *testing.T) {
+	for _, api := range []*reviews{{status: bound()}, {err: errors.New("connection refused")}} {
+		r := api.reviewer()
+		for i := range 3 * failureBurst {
+			_, _ = r.Authenticate(t.Context(), fmt.Sprint("agent", i), "10.0.0.1")
+		}
+		if n := api.asked.Load(); n != 3*failureBurst {
+			t.Errorf("%d reviews, want %d", n, 3*failureBurst)
+		}
+	}
+}
+
 func TestMemoryForAnswersIsBounded(t *testing.T) {
 	s := newAnswers()
 	for i := range maxAnswers + 1000 {

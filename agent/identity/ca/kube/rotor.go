@@ -193,7 +193,7 @@ func (r *Rotor) act(ctx context.Context, k *keyring, next rotation.Step, policy 
 	case rotation.Begin:
 		return r.begin(ctx, k, policy)
 	case rotation.Switch:
-		if r.now().Before(k.next.Certificate().NotBefore) { // made while the clock was wrong
+		if !live(k.next.Certificate(), r.now()) { // made while the clock was wrong, or long ago
 			return r.begin(ctx, k, policy)
 		}
 		return r.writeRoot(ctx, k, func(s *core.Secret) error {

@@ -63,6 +63,10 @@ func TestNext(t *testing.T) {
 		{"switched, clock jumped ahead", func(s *State) { s.Phase, s.Waited = Retire, time.Hour }, 10 * day, Drop, 11 * day},
 		{"switched, clock jumped back", func(s *State) { s.Phase, s.Waited = Retire, 25*time.Hour }, -year, Drop, 25 * time.Hour},
 		{"switched, what signs is still the old", func(s *State) { s.Phase, s.Agrees = Retire, false }, 0, Sign, 0},
+		{"root expired", func(*State) {}, 10 * year, Begin, 10 * year},
+		{"root expired, and what signs does not agree", func(s *State) { s.Agrees = false }, 10 * year, Begin, 10 * year},
+		{"root expired while the next was announced", func(s *State) { s.Phase, s.Agrees = Announce, false }, 10 * year, Switch, 10 * year},
+		{"root expired before the one of old was dropped", func(s *State) { s.Phase = Retire }, 10 * year, Drop, 10 * year},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

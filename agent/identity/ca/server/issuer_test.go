@@ -115,6 +115,16 @@ func TestLifeIsTheShorterOfWhatIsAskedAndAllowed(t *testing.T) {
 	}
 }
 
+func TestNoLifeBeyondWhatTheLeaderReckonsWith(t *testing.T) {
+	for _, test := range []struct{ own, recorded, want time.Duration }{
+		{48 * time.Hour, 24 * time.Hour, 24 * time.Hour}, {time.Hour, 24 * time.Hour, time.Hour}, {48 * time.Hour, 0, 48 * time.Hour},
+	} {
+		if got := shorter(test.own, test.recorded); got != test.want {
+			t.Errorf("told %s, recorded %s: %s, want %s", test.own, test.recorded, got, test.want)
+		}
+	}
+}
+
 func TestNodeThatAsksTooOftenIsHeldBackAndOthersAreNot(t *testing.T) {
 	s := start(t, callers(), placed(), func(o *Options) { o.NodeRate, o.NodeBurst = .001, 3 })
 	var refused atomic.Int32
@@ -136,7 +146,7 @@ func TestNodeThatAsksTooOftenIsHeldBackAndOthersAreNot(t *testing.T) {
 
 func TestOversizedRequestIsRefusedBeforeItIsLookedAt(t *testing.T) {
 	s := start(t, callers(), placed(), nil)
-	_, err := s.call(t, "agent of a", wire.Request{CSR: make([]byte, 2*wire.MaxMessage)})
+	_, err := s.call(t, "agent of a", wire.Request{CSR: make([]byte, maxRequestBytes+1)})
 	if err == nil || !strings.Contains(err.Error(), "larger than max") {
 		t.Fatalf("error %v", err)
 	}
@@ -193,6 +203,12 @@ func TestServingCertificateIsRenewedAndFollowsTheAuthority(t *testing.T) {
 	}
 	if err := at(0).Leaf.CheckSignatureFrom(current.Certificate()); err != nil {
 		t.Errorf("after a change of authority: %v", err)
+	}
+	if s.renew != s.renew.Round(0) {
+		t.Error("the renewal goes by a clock that stands still while the machine sleeps")
+	}
+	if one = at(0); at(-10*time.Minute) == one {
+		t.Error("a certificate is presented that is not valid yet")
 	}
 }
 
