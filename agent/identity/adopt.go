@@ -49,7 +49,7 @@ func (k *Keeper) Need(has func(spiffeid.ID) bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for id, e := range k.kept {
-		if e.chain != nil && e.key == nil && !has(id) {
+		if e.chain != nil && e.key == nil && !e.running && !has(id) {
 			k.hasten(e)
 		}
 	}
