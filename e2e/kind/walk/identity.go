@@ -113,8 +113,27 @@ func (s *suite) certificatesOf(ctx context.Context, node string) (c nodeCertific
 	return c, nil
 }
 
+// enrolled returns the node of each pod that is announced as enrolled, and is there to stay.
+func (s *suite) enrolled(ctx context.Context) (map[string]string, error) {
+	var list podList
+	if err := s.getJSON(ctx, &list, "pods", "--all-namespaces"); err != nil {
+		return nil, err
+	}
+	nodes := map[string]string{}
+	for _, o := range list.Items {
+		if o.Metadata.Annotations["ambient.istio.io/redirection"] == "enabled" && o.Metadata.DeletionTimestamp == "" && o.Status.Phase == "Running" {
+			nodes[o.Metadata.Namespace+"/"+o.Metadata.Name] = o.Spec.NodeName
+		}
+	}
+	return nodes, nil
+}
+
 func certsOfNodes(ctx context.Context, s *suite) (string, error) {
 	identities := 0
+	enrolled, err := s.enrolled(ctx)
+	if err != nil {
+		return "", err
+	}
 	for _, node := range s.nodes {
 		c, err := s.certificatesOf(ctx, node)
 		if err != nil {
@@ -136,11 +155,14 @@ func certsOfNodes(ctx context.Context, s *suite) (string, error) {
 			}
 			identities++
 		}
-		for ref, p := range s.pods {
-			if p.node == node && !strings.HasPrefix(ref, outside+"/") && !strings.HasPrefix(ref, "test/legacy-app") && !s.leaving[ref] && !known[ref] {
+		for ref, on := range enrolled {
+			if on == node && !known[ref] {
 				return "", fmt.Errorf("no SVID of %s on %s", ref, node)
 			}
 		}
+	}
+	if identities == 0 {
+		return "", errors.New("no identity is in use")
 	}
 	return fmt.Sprintf("%d identities on %d nodes, leaf and intermediate each", identities, len(s.nodes)), nil
 }
