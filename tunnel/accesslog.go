@@ -4,39 +4,26 @@ import (
 	"context"
 	"crypto/tls"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
 )
 
-// How a connection was carried.
-const (
-	carriedMTLS      = "mtls"
-	carriedSameNode  = "same-node"
-	carriedPlaintext = "plaintext"
-)
-
-// party is one end of a connection, as far as it is known.
-type party struct {
-	workload string
-	identity string
-	address  netip.AddrPort
+// AccessLog says which connections get a line when they end.
+type AccessLog struct {
+	// Sample is the part of the connections that ended well which are logged, from 0 to 1. All that failed or were
+	// refused are, as far as their workload has not too many of them.
+	Sample float64
 }
 
-// record is the log's view of one connection.
-type record struct {
-	log         *slog.Logger
-	direction   string // inbound, outbound
-	source      party
-	destination party
-	carried     string
-	policy      string
-	start       time.Time
-}
+func (a *AccessLog) samples() bool { return a == nil || rand.Float64() < a.Sample }
 
+// attributes are the names that every line about a connection has.
 func (r *record) attributes() []slog.Attr {
 	return []slog.Attr{
 		slog.String("direction", r.direction),
@@ -51,27 +38,85 @@ func (r *record) attributes() []slog.Attr {
 	}
 }
 
-// open logs that the connection is there.
-func (r *record) open() {
-	r.log.LogAttrs(context.Background(), slog.LevelDebug, "connection open", r.attributes()...)
+// ambient are the names that Istio's ambient access log has for the same, and only what is known.
+func (r *record) ambient() []slog.Attr {
+	attributes := append(r.source.ambient("src"), r.destination.ambient("dst")...)
+	at := r.destination.address
+	if r.carried == carriedMTLS {
+		attributes = append(attributes, slog.String("dst.hbone_addr", at.String()))
+		at = netip.AddrPortFrom(at.Addr(), hbonePort)
+	}
+	attributes = append(attributes, slog.String("dst.addr", at.String()))
+	if r.mode != "" {
+		attributes = append(attributes, slog.String("mode", r.mode))
+	}
+	return attributes
 }
 
-// complete logs that it has ended, or never came to be.
-func (r *record) complete(stats hbone.Stats, err error) {
+func (p party) ambient(end string) (attributes []slog.Attr) {
+	if end == "src" {
+		attributes = append(attributes, slog.String("src.addr", p.address.String()))
+	}
+	if namespace, name, ok := strings.Cut(p.workload, "/"); ok {
+		attributes = append(attributes, slog.String(end+".workload", name), slog.String(end+".namespace", namespace))
+	}
+	if p.identity != "" {
+		attributes = append(attributes, slog.String(end+".identity", p.identity))
+	}
+	return attributes
+}
+
+func (r *record) logOpen() {
+	if log := r.tunnel.log; log.Enabled(context.Background(), slog.LevelDebug) {
+		log.LogAttrs(context.Background(), slog.LevelDebug, "connection open", r.attributes()...)
+	}
+}
+
+// logComplete writes that the connection has ended, or never came to be.
+func (r *record) logComplete(stats hbone.Stats, flags, reason string) {
+	var suppressed uint64
+	if reason == "" {
+		if !r.tunnel.AccessLog.samples() {
+			return
+		}
+	} else {
+		var ok bool
+		if suppressed, ok = r.workload.noise.allow("connection complete", time.Now()); !ok {
+			return
+		}
+	}
+	own := stats // of the end that is of this node
+	if r.direction == directionInbound {
+		own.Sent, own.Received = stats.Received, stats.Sent
+	}
 	attributes := append(r.attributes(),
 		slog.Uint64("sent", stats.Sent), slog.Uint64("received", stats.Received),
-		slog.Duration("duration", time.Since(r.start)))
-	if err != nil {
-		attributes = append(attributes, slog.String("error", err.Error()))
+		slog.Duration("duration", time.Since(r.start)),
+		slog.Uint64("bytes_sent", own.Sent), slog.Uint64("bytes_recv", own.Received),
+		slog.String("response_flags", flags))
+	attributes = append(attributes, r.ambient()...)
+	if reason != "" {
+		attributes = append(attributes, slog.String("error", reason), slog.String("reason", reason))
 	}
-	r.log.LogAttrs(context.Background(), slog.LevelInfo, "connection complete", attributes...)
+	r.log("connection complete", attributes, suppressed)
 }
 
-// refused logs that policy forbids the connection.
-func (r *record) refused(reason string) {
-	r.log.LogAttrs(context.Background(), slog.LevelInfo, "connection refused", append(r.attributes(), slog.String("reason", reason))...)
+// logRefused writes that the connection was not even tried.
+func (r *record) logRefused(flags, reason string) {
+	suppressed, ok := r.workload.noise.allow("connection refused", time.Now())
+	if !ok {
+		return
+	}
+	attributes := append(append(r.attributes(), slog.String("reason", reason), slog.String("response_flags", flags)), r.ambient()...)
+	r.log("connection refused", attributes, suppressed)
 }
 
+func (r *record) log(message string, attributes []slog.Attr, suppressed uint64) {
+	if suppressed > 0 {
+		attributes = append(attributes, slog.Uint64("suppressed", suppressed))
+	}
+	r.tunnel.log.LogAttrs(context.Background(), slog.LevelInfo, message, attributes...)
+}
 func logHandshake(log *slog.Logger, direction, source, destination string, p *proof, peer net.Addr) {
 	log.Debug("TLS handshake complete", "direction", direction, "source", source, "destination", destination,
 		"tls_version", tls.VersionName(p.version), "cipher", tls.CipherSuiteName(p.cipher), "peer", peer.String())
@@ -93,15 +138,16 @@ type noiseKind struct {
 	suppressed uint64
 }
 
-func (n *noise) log(log *slog.Logger, level slog.Level, message string, args ...any) {
+func (n *noise) log(log *slog.Logger, level slog.Level, message string, args ...any) (written bool) {
 	suppressed, ok := n.allow(message, time.Now())
 	if !ok {
-		return
+		return false
 	}
 	if suppressed > 0 {
 		args = append(args, "suppressed", suppressed)
 	}
 	log.Log(context.Background(), level, message, args...)
+	return true
 }
 
 func (n *noise) allow(kind string, now time.Time) (suppressed uint64, ok bool) {

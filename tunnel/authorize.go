@@ -126,7 +126,7 @@ func (s *identities) complete(p *proof, own *svid, state tls.ConnectionState) er
 	p.checked.Store(s.trust.Load()) // first: what changes meanwhile has the chain verified again
 	id, expires, err := s.verify(own.id, state.PeerCertificates)
 	if err != nil {
-		return err
+		return &peerError{err, "peer_untrusted"}
 	}
 	p.own, p.peer, p.chain = own.id, id, state.PeerCertificates
 	p.expires = earlier(expires, own.certificate.Leaf.NotAfter)
@@ -150,7 +150,7 @@ func (s *identities) clientTLS(own *svid, destination spiffeid.ID, p *proof, obs
 			return err
 		}
 		if p.peer != destination {
-			return fmt.Errorf("peer is %s, want %s", p.peer, destination)
+			return &peerError{fmt.Errorf("peer is %s, want %s", p.peer, destination), "peer_unexpected"}
 		}
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/tunnel/control"
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
+	"github.com/culvert-mesh/culvert/tunnel/telemetry"
 )
 
 // inbound serves one HBONE connection to a pod of this node.
@@ -23,8 +24,10 @@ func (t *tunnel) inbound(w *workload, tcp *net.TCPConn) {
 	conn, err := t.serverHandshake(w, s, tcp, in)
 	<-w.handshakes
 	if err != nil {
-		t.noise.log(t.log, slog.LevelWarn, "inbound HBONE connection refused",
-			"workload", s.name, "source.addr", peer.String(), "error", err)
+		if t.noise.log(t.log, slog.LevelWarn, "inbound HBONE connection refused",
+			"workload", s.name, "source.addr", peer.String(), "error", err) {
+			in.record(s, peer, "").tell(hbone.Stats{}, telemetry.FlagsFailed, err.Error())
+		}
 		return
 	}
 	select {
@@ -77,12 +80,16 @@ func (t *tunnel) serverHandshake(w *workload, s *spec, tcp *net.TCPConn, in *inb
 	t.ids.await(t.soft, s.identity)
 	if _, err := t.ids.usable(s.identity); err != nil {
 		reset(tcp)
+		t.handshake(directionInbound, time.Time{}, err)
 		t.logUnusable(s, err)
 		return nil, err
 	}
 	config, release := t.ids.serverTLS(s.identity, &in.proof)
 	defer release()
-	return hbone.Server(t.hard, tcp, config, hbone.Config{Budget: t.budget, Logger: t.log}, in.serve)
+	begin := time.Now()
+	conn, err := hbone.Server(t.hard, tcp, config, hbone.Config{Budget: t.budget, Logger: t.log, Stalls: &t.Metrics.WindowStalls}, in.serve)
+	t.handshake(directionInbound, begin, err)
+	return conn, err
 }
 
 // inboundConn is one authenticated HBONE connection.
@@ -103,11 +110,8 @@ func (c *inboundConn) serve(ctx context.Context, request *hbone.Request) {
 		return
 	}
 	t, s := c.tunnel, c.workload.spec.Load()
-	r := &record{
-		log: t.log, direction: "inbound", start: time.Now(), carried: carriedMTLS,
-		source:      party{identity: c.proof.peer.String(), address: forwardedFor(request.Forwarded, c.peer.Addr())},
-		destination: party{workload: s.name, identity: s.identity.String(), address: netip.AddrPortFrom(c.local, 0)},
-	}
+	r := c.record(s, forwardedFor(request.Forwarded, c.peer.Addr()), c.proof.peer.String())
+	r.carried = carriedMTLS
 	if err := t.ids.stands(&c.proof); err != nil {
 		_ = request.Decline()
 		t.noise.log(t.log, slog.LevelWarn, "CONNECT declined", "reason", err, "authority", request.Authority,
@@ -119,6 +123,11 @@ func (c *inboundConn) serve(ctx context.Context, request *hbone.Request) {
 		t.noise.log(t.log, slog.LevelWarn, "CONNECT refused", "status", status, "reason", reason, "authority", request.Authority,
 			"source.identity", r.source.identity, "source.addr", c.peer.String(), "destination.workload", s.name, "policy", r.policy)
 		_ = request.Refuse(status)
+		flags := telemetry.FlagsFailed
+		if status == http.StatusUnauthorized {
+			flags = telemetry.FlagsDenied
+		}
+		r.failed(flags, reason)
 		return
 	}
 	deliverCtx, cancel := context.WithTimeout(ctx, connectTimeout)
@@ -128,13 +137,25 @@ func (c *inboundConn) serve(ctx context.Context, request *hbone.Request) {
 		_ = request.Refuse(http.StatusServiceUnavailable)
 		t.noise.log(t.log, slog.LevelWarn, "CONNECT refused", "status", http.StatusServiceUnavailable, "reason", "application cannot be reached",
 			"source.identity", r.source.identity, "source.addr", c.peer.String(), "destination.workload", s.name, "error", err)
+		r.failed(telemetry.FlagsFailed, err.Error())
 		return
 	}
 	defer release()
-	r.open()
+	r.open(func() hbone.Stats { return fromClient(request.Stats()) })
 	stats, err := request.Accept(app)
-	// What the application sent is what the tunnel sends; the record counts from the client's side.
-	r.complete(hbone.Stats{Sent: stats.Received, Received: stats.Sent}, err)
+	r.complete(fromClient(stats), err)
+}
+
+// fromClient counts from the client's side, as a record does: what the application sent is what the tunnel sends.
+func fromClient(s hbone.Stats) hbone.Stats { return hbone.Stats{Sent: s.Received, Received: s.Sent} }
+
+// record begins the record of what source wants.
+func (c *inboundConn) record(s *spec, source netip.AddrPort, identity string) *record {
+	return &record{
+		tunnel: c.tunnel, workload: c.workload, direction: directionInbound, start: time.Now(),
+		source:      party{identity: identity, address: source},
+		destination: party{workload: s.name, identity: s.identity.String(), address: netip.AddrPortFrom(c.local, hbonePort)},
+	}
 }
 
 // admit decides on a request.
@@ -149,7 +170,7 @@ func (c *inboundConn) admit(s *spec, request *hbone.Request, r *record) (port ui
 		return 0, http.StatusServiceUnavailable, "illegal port"
 	}
 	mode := s.forPort(port)
-	r.policy = mode.policy
+	r.policy, r.mode = mode.policy, mode.name()
 	if mode.mode == control.Mode_MODE_DISABLE {
 		return 0, http.StatusUnauthorized, "port does not take mTLS: DISABLE"
 	}

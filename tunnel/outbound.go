@@ -14,6 +14,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/tunnel/control"
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
+	"github.com/culvert-mesh/culvert/tunnel/telemetry"
 )
 
 // streamTimeout bounds finding a connection, making it, and the peer's own connect to the application.
@@ -25,22 +26,24 @@ func (t *tunnel) outbound(w *workload, app *net.TCPConn) {
 	defer func() { <-w.relays }()
 	client := addrPort(app.RemoteAddr())
 	s := w.spec.Load()
+	r := &record{
+		tunnel: t, workload: w, direction: directionOutbound, start: time.Now(),
+		source: party{workload: s.name, identity: s.identity.String(), address: client},
+	}
 	destination, err := t.Redirection.OriginalDestination(app, s.addresses)
 	if err != nil {
 		reset(app)
+		r.failed(telemetry.FlagsNoRoute, "original destination unknown")
 		t.noise.log(t.log, slog.LevelWarn, "connection reset: original destination unknown",
 			"workload", s.name, "source.addr", client.String(), "error", err)
 		return
 	}
 	destination = netip.AddrPortFrom(destination.Addr().Unmap(), destination.Port())
-	r := &record{
-		log: t.log, direction: "outbound", start: time.Now(),
-		source:      party{workload: s.name, identity: s.identity.String(), address: client},
-		destination: party{address: destination},
-	}
+	r.destination.address = destination
 	route, err := w.routes.lookup(t.hard, destination)
 	if err != nil {
 		reset(app)
+		r.failed(telemetry.FlagsNoRoute, err.Error())
 		t.noise.log(t.log, slog.LevelWarn, "connection reset: no route",
 			"source.workload", s.name, "source.addr", client.String(), "destination.addr", destination.String(), "error", err)
 		return
@@ -50,7 +53,11 @@ func (t *tunnel) outbound(w *workload, app *net.TCPConn) {
 	r.destination.workload = e.workload
 	if e.action == control.Action_ACTION_REFUSE {
 		reset(app)
-		r.refused(e.reason)
+		flags := telemetry.FlagsDenied
+		if len(route.endpoints) == 0 {
+			flags = telemetry.FlagsNoEndpoints
+		}
+		r.refused(flags, e.reason)
 		return
 	}
 	r.destination.address = e.address
@@ -80,7 +87,7 @@ func (t *tunnel) carryDirect(w *workload, s *spec, app *net.TCPConn, e endpoint,
 		reset(app)
 		return hbone.Stats{}, err
 	}
-	r.open()
+	r.open(spliced(app, peer))
 	return splice(t.hard, app, peer)
 }
 
@@ -91,7 +98,7 @@ func (t *tunnel) carryHBONE(w *workload, s *spec, app *net.TCPConn, e endpoint, 
 		return hbone.Stats{}, err
 	}
 	defer release()
-	r.open()
+	r.open(stream.Stats)
 	return stream.Relay(app)
 }
 
@@ -157,14 +164,17 @@ func (t *tunnel) dialPool(ctx context.Context, key poolKey) (*hbone.Conn, *proof
 	if err != nil {
 		return nil, nil, err
 	}
+	begin := time.Now()
 	own, err := t.ids.acquire(key.source) // only now: the connect may have taken long
 	if err != nil {
+		t.handshake(directionOutbound, begin, err)
 		reset(tcp)
 		return nil, nil, err
 	}
 	defer own.key.release()
 	p := new(proof)
 	conn, err := t.clientHandshake(ctx, tcp, t.ids.clientTLS(own, key.destination, p, nil))
+	t.handshake(directionOutbound, begin, err)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -173,5 +183,5 @@ func (t *tunnel) dialPool(ctx context.Context, key poolKey) (*hbone.Conn, *proof
 }
 
 func (t *tunnel) clientHandshake(ctx context.Context, tcp *net.TCPConn, config *tls.Config) (*hbone.Conn, error) {
-	return hbone.Client(ctx, tcp, config, hbone.Config{Budget: t.budget, Logger: t.log})
+	return hbone.Client(ctx, tcp, config, hbone.Config{Budget: t.budget, Logger: t.log, Stalls: &t.Metrics.WindowStalls})
 }

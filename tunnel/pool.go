@@ -286,6 +286,19 @@ func (p *pool) sweep(now time.Time) []*hbone.Conn {
 	return done
 }
 
+// size returns how many connections there are, and streams on them.
+func (p *pool) size() (connections, streams int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.entries {
+		connections += len(e.conns)
+		for _, c := range e.conns {
+			streams += c.streams
+		}
+	}
+	return connections, streams
+}
+
 // retire lets the streams that are left finish.
 func (p *pool) retire(conns []*hbone.Conn) {
 	for _, c := range conns {

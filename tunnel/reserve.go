@@ -147,6 +147,13 @@ func (r *reserve) reconnected() {
 	r.refill()
 }
 
+// size returns how many sockets are ready.
+func (r *reserve) size() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.free)
+}
+
 func (r *reserve) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -23,6 +23,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/tunnel/control"
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
+	"github.com/culvert-mesh/culvert/tunnel/telemetry"
 )
 
 const (
@@ -64,6 +65,9 @@ type Options struct {
 	OnSession func(connected bool)
 	// Stats is counted in when it is not nil.
 	Stats *Stats
+	// Metrics is counted in when it is not nil.
+	Metrics   *telemetry.Metrics
+	AccessLog *AccessLog // nil logs every connection
 }
 
 // Stats are what Run counts. They may be read at any time and are at most a second old.
@@ -91,6 +95,8 @@ type tunnel struct {
 	deliveries deliveries
 	noise      noise
 	verifying  chan struct{} // bounds handshakes that the agent asked for
+	flows      *flows
+	connected  atomic.Bool // an agent has welcomed us
 
 	mu        sync.RWMutex
 	workloads map[uint64]*workload
@@ -120,6 +126,8 @@ func (t *tunnel) run(cancel context.CancelFunc) {
 	attached, leave := context.WithCancel(t.hard)
 	defer leave()
 	t.group.Go(func() { t.keepSession(attached) })
+	t.group.Go(func() { t.flows.run(attached) })
+	t.group.Go(func() { t.sweepTraffic(attached) })
 
 	<-t.soft.Done()
 	t.stopAccepting()
@@ -165,7 +173,12 @@ func newTunnel(soft, hard context.Context, options Options) *tunnel {
 	if t.DrainTimeout <= 0 {
 		t.DrainTimeout = 5 * time.Second
 	}
+	if t.Metrics == nil {
+		t.Metrics = telemetry.New()
+	}
+	t.flows = newFlows(&t.Metrics.FlowsLost)
 	t.pool = newPool(hard, t.dialPool, t.ids.stands)
+	t.Metrics.Observe(t.gauges)
 	return t
 }
 
@@ -196,6 +209,13 @@ func (t *tunnel) drain(cancel context.CancelFunc) {
 	cancel()
 }
 
+func directionOf(kind control.ListenerKind) string {
+	if kind == control.ListenerKind_LISTENER_KIND_HBONE {
+		return directionInbound
+	}
+	return directionOutbound
+}
+
 // accept takes a listener's connections until it closes.
 func (t *tunnel) accept(w *workload, kind control.ListenerKind, l *net.TCPListener) {
 	defer func() { _ = l.Close() }()
@@ -221,6 +241,7 @@ func (t *tunnel) accept(w *workload, kind control.ListenerKind, l *net.TCPListen
 		case limit <- struct{}{}:
 		default:
 			reset(c)
+			t.Metrics.Connection(directionOf(kind), "none", telemetry.Failed)
 			t.noise.log(t.log, slog.LevelWarn, "connection reset: too many at once", "workload", w.spec.Load().name)
 			continue
 		}

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -8,6 +9,8 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/control"
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
 )
+
+var errDisabled = errors.New("does not take mTLS: DISABLE")
 
 // carrySameNode joins two pods of this node without TLS: no byte leaves their namespaces and this process.
 // Both identities and the port's mode are checked as they would be on the wire.
@@ -18,7 +21,7 @@ func (t *tunnel) carrySameNode(s *spec, app *net.TCPConn, e endpoint, r *record)
 		return hbone.Stats{}, err
 	}
 	defer release()
-	r.open()
+	r.open(spliced(app, peer))
 	return splice(t.hard, app, peer)
 }
 
@@ -36,6 +39,7 @@ func (t *tunnel) deliverSameNode(s *spec, e endpoint, r *record) (*net.TCPConn, 
 		return nil, nil, fmt.Errorf("same node: %w", err)
 	}
 	r.destination.workload = to.name
+	r.mode = to.forPort(e.address.Port()).name()
 	return t.deliver(t.hard, target, e.address.Addr(), e.address.Port(), r.source.address)
 }
 
@@ -45,7 +49,7 @@ func checkPort(s *spec, to netip.AddrPort) error {
 		return fmt.Errorf("port %d of %s is the tunnel's", to.Port(), s.name)
 	}
 	if m := s.forPort(to.Port()); m.mode == control.Mode_MODE_DISABLE {
-		return fmt.Errorf("port %d of %s does not take mTLS: DISABLE by %s", to.Port(), s.name, m.policy)
+		return fmt.Errorf("port %d of %s %w by %s", to.Port(), s.name, errDisabled, m.policy)
 	}
 	return nil
 }

@@ -69,7 +69,7 @@ func (t *tunnel) runSession(ctx context.Context, number uint64) (welcomed bool, 
 	}
 	t.current.Store(s)
 	var wg sync.WaitGroup
-	wg.Go(func() { s.write(ctx, holdings) })
+	wg.Go(func() { s.write(ctx, holdings, t.flows) })
 	err = t.read(ctx, &wg, s)
 	t.current.Store(nil)
 	if s.welcome {
@@ -94,7 +94,7 @@ func (t *tunnel) holdings(now time.Time) (all []*control.FromTunnel) {
 
 // write sends the holdings, then what is posted, which waits in the outbox meanwhile. It does so beside the reader: an
 // agent that says much before it listens is listened to. One that does not read for seconds is as good as gone.
-func (s *session) write(ctx context.Context, holdings []*control.FromTunnel) {
+func (s *session) write(ctx context.Context, holdings []*control.FromTunnel, flows *flows) {
 	for _, m := range holdings {
 		if ctx.Err() != nil {
 			return
@@ -104,16 +104,29 @@ func (s *session) write(ctx context.Context, holdings []*control.FromTunnel) {
 			return
 		}
 	}
-	for {
-		select {
-		case <-ctx.Done():
+	for m := s.next(ctx, flows); m != nil; m = s.next(ctx, flows) {
+		if err := s.control.Send(m); err != nil {
+			flows.lost.Add(uint64(len(m.GetFlows().GetFlows())))
+			_ = s.control.Close()
 			return
-		case m := <-s.outbox:
-			if err := s.control.Send(m); err != nil {
-				_ = s.control.Close()
-				return
-			}
 		}
+	}
+}
+
+// next returns what is to be sent, nil when ctx has ended. Flows come last: nobody waits for them.
+func (s *session) next(ctx context.Context, flows *flows) *control.FromTunnel {
+	select {
+	case m := <-s.outbox:
+		return m
+	default:
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case m := <-s.outbox:
+		return m
+	case m := <-flows.batches:
+		return m
 	}
 }
 
@@ -197,6 +210,7 @@ func (t *tunnel) welcome(ctx context.Context, wg *sync.WaitGroup, s *session, m 
 }
 
 func (t *tunnel) tellSession(connected bool) {
+	t.connected.Store(connected)
 	if t.OnSession != nil {
 		t.OnSession(connected)
 	}

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
 )
 
@@ -45,6 +47,39 @@ func splice(ctx context.Context, a, b *net.TCPConn) (hbone.Stats, error) {
 		return stats, err
 	}
 	return stats, errors.Join(a.Close(), b.Close())
+}
+
+// spliced returns what says how much splice has carried so far: the bytes are counted by the kernel alone.
+func spliced(a, b *net.TCPConn) func() hbone.Stats {
+	return func() hbone.Stats { return hbone.Stats{Sent: bytesRead(a), Received: bytesRead(b)} }
+}
+
+// bytesRead returns how many bytes were read from a connection, 0 once it is closed. The bytes that wait are asked for
+// last: those that arrive in between make it too little, never too much.
+func bytesRead(c *net.TCPConn) (n uint64) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO)
+		if err != nil {
+			return
+		}
+		waiting, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		if err != nil || waiting < 0 {
+			return
+		}
+		beside := uint64(waiting)
+		switch info.State {
+		case unix.BPF_TCP_CLOSE:
+			return // with or without a FIN?
+		case unix.BPF_TCP_CLOSE_WAIT, unix.BPF_TCP_LAST_ACK, unix.BPF_TCP_CLOSING, unix.BPF_TCP_TIME_WAIT:
+			beside++ // the FIN counts as a byte
+		}
+		n = info.Bytes_received - min(info.Bytes_received, beside)
+	})
+	return n
 }
 
 func copyHalf(to, from *net.TCPConn, abort func()) (int64, error) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +65,9 @@ func parseMode(m *control.PortMode) portMode {
 	return portMode{mode: mode, policy: m.GetPolicy()}
 }
 
+// name returns the mode as policies spell it.
+func (m portMode) name() string { return strings.TrimPrefix(m.mode.String(), "MODE_") }
+
 func (s *spec) forPort(port uint16) portMode {
 	if m, ok := s.ports[port]; ok {
 		return m
@@ -95,6 +99,8 @@ type workload struct {
 	handshakes chan struct{} // bounds inbound connections that have not proved who they are
 	peers      chan struct{} // bounds inbound connections that have
 	relays     chan struct{} // bounds outbound connections
+
+	noise noise // about its connections
 
 	ended chan struct{} // closed with the workload: its peers must connect to what takes its place
 

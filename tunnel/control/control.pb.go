@@ -233,6 +233,64 @@ func (Stage) EnumDescriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{3}
 }
 
+type Carried int32
+
+const (
+	Carried_CARRIED_UNSPECIFIED Carried = 0
+	Carried_CARRIED_MTLS        Carried = 1
+	Carried_CARRIED_SAME_NODE   Carried = 2 // authorised as on the wire, joined without TLS
+	Carried_CARRIED_PLAINTEXT   Carried = 3 // to a destination outside the mesh
+	Carried_CARRIED_REFUSED     Carried = 4 // by policy
+	Carried_CARRIED_FAILED      Carried = 5 // for any other reason
+)
+
+// Enum value maps for Carried.
+var (
+	Carried_name = map[int32]string{
+		0: "CARRIED_UNSPECIFIED",
+		1: "CARRIED_MTLS",
+		2: "CARRIED_SAME_NODE",
+		3: "CARRIED_PLAINTEXT",
+		4: "CARRIED_REFUSED",
+		5: "CARRIED_FAILED",
+	}
+	Carried_value = map[string]int32{
+		"CARRIED_UNSPECIFIED": 0,
+		"CARRIED_MTLS":        1,
+		"CARRIED_SAME_NODE":   2,
+		"CARRIED_PLAINTEXT":   3,
+		"CARRIED_REFUSED":     4,
+		"CARRIED_FAILED":      5,
+	}
+)
+
+func (x Carried) Enum() *Carried {
+	p := new(Carried)
+	*p = x
+	return p
+}
+
+func (x Carried) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Carried) Descriptor() protoreflect.EnumDescriptor {
+	return file_control_proto_enumTypes[4].Descriptor()
+}
+
+func (Carried) Type() protoreflect.EnumType {
+	return &file_control_proto_enumTypes[4]
+}
+
+func (x Carried) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Carried.Descriptor instead.
+func (Carried) EnumDescriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{4}
+}
+
 // FromAgent is every message that an agent sends.
 type FromAgent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -438,6 +496,7 @@ type FromTunnel struct {
 	//	*FromTunnel_RouteRequest
 	//	*FromTunnel_Holding
 	//	*FromTunnel_Verified
+	//	*FromTunnel_Flows
 	Message       isFromTunnel_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -525,6 +584,15 @@ func (x *FromTunnel) GetVerified() *Verified {
 	return nil
 }
 
+func (x *FromTunnel) GetFlows() *Flows {
+	if x != nil {
+		if x, ok := x.Message.(*FromTunnel_Flows); ok {
+			return x.Flows
+		}
+	}
+	return nil
+}
+
 type isFromTunnel_Message interface {
 	isFromTunnel_Message()
 }
@@ -549,6 +617,10 @@ type FromTunnel_Verified struct {
 	Verified *Verified `protobuf:"bytes,5,opt,name=verified,proto3,oneof"`
 }
 
+type FromTunnel_Flows struct {
+	Flows *Flows `protobuf:"bytes,6,opt,name=flows,proto3,oneof"`
+}
+
 func (*FromTunnel_Hello) isFromTunnel_Message() {}
 
 func (*FromTunnel_NeedSockets) isFromTunnel_Message() {}
@@ -558,6 +630,8 @@ func (*FromTunnel_RouteRequest) isFromTunnel_Message() {}
 func (*FromTunnel_Holding) isFromTunnel_Message() {}
 
 func (*FromTunnel_Verified) isFromTunnel_Message() {}
+
+func (*FromTunnel_Flows) isFromTunnel_Message() {}
 
 // Hello is the tunnel's first message.
 type Hello struct {
@@ -1718,6 +1792,249 @@ func (x *Verified) GetHandshakeNanoseconds() uint64 {
 	return 0
 }
 
+// Flow is a connection that the tunnel has carried or turned away. What is not known is empty.
+type Flow struct {
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	Number                uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`     // of this tunnel; the same when it opens and when it ends
+	Workload              uint64                 `protobuf:"varint,2,opt,name=workload,proto3" json:"workload,omitempty"` // of this node, that the flow belongs to
+	Inbound               bool                   `protobuf:"varint,3,opt,name=inbound,proto3" json:"inbound,omitempty"`
+	Carried               Carried                `protobuf:"varint,4,opt,name=carried,proto3,enum=culvert.control.v1.Carried" json:"carried,omitempty"`
+	Open                  bool                   `protobuf:"varint,5,opt,name=open,proto3" json:"open,omitempty"` // it has just opened; else it is over
+	SourceAddress         []byte                 `protobuf:"bytes,6,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"`
+	SourcePort            uint32                 `protobuf:"varint,7,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
+	DestinationAddress    []byte                 `protobuf:"bytes,8,opt,name=destination_address,json=destinationAddress,proto3" json:"destination_address,omitempty"`
+	DestinationPort       uint32                 `protobuf:"varint,9,opt,name=destination_port,json=destinationPort,proto3" json:"destination_port,omitempty"`
+	SourceWorkload        string                 `protobuf:"bytes,10,opt,name=source_workload,json=sourceWorkload,proto3" json:"source_workload,omitempty"` // "namespace/name"
+	DestinationWorkload   string                 `protobuf:"bytes,11,opt,name=destination_workload,json=destinationWorkload,proto3" json:"destination_workload,omitempty"`
+	SourceIdentity        string                 `protobuf:"bytes,12,opt,name=source_identity,json=sourceIdentity,proto3" json:"source_identity,omitempty"`
+	DestinationIdentity   string                 `protobuf:"bytes,13,opt,name=destination_identity,json=destinationIdentity,proto3" json:"destination_identity,omitempty"`
+	Policy                string                 `protobuf:"bytes,14,opt,name=policy,proto3" json:"policy,omitempty"` // that decided
+	Reason                string                 `protobuf:"bytes,15,opt,name=reason,proto3" json:"reason,omitempty"` // why it was refused, or failed
+	Sent                  uint64                 `protobuf:"varint,16,opt,name=sent,proto3" json:"sent,omitempty"`    // bytes from source to destination
+	Received              uint64                 `protobuf:"varint,17,opt,name=received,proto3" json:"received,omitempty"`
+	OpenedUnixNanoseconds int64                  `protobuf:"varint,18,opt,name=opened_unix_nanoseconds,json=openedUnixNanoseconds,proto3" json:"opened_unix_nanoseconds,omitempty"`
+	ClosedUnixNanoseconds int64                  `protobuf:"varint,19,opt,name=closed_unix_nanoseconds,json=closedUnixNanoseconds,proto3" json:"closed_unix_nanoseconds,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *Flow) Reset() {
+	*x = Flow{}
+	mi := &file_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flow) ProtoMessage() {}
+
+func (x *Flow) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flow.ProtoReflect.Descriptor instead.
+func (*Flow) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Flow) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Flow) GetWorkload() uint64 {
+	if x != nil {
+		return x.Workload
+	}
+	return 0
+}
+
+func (x *Flow) GetInbound() bool {
+	if x != nil {
+		return x.Inbound
+	}
+	return false
+}
+
+func (x *Flow) GetCarried() Carried {
+	if x != nil {
+		return x.Carried
+	}
+	return Carried_CARRIED_UNSPECIFIED
+}
+
+func (x *Flow) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+func (x *Flow) GetSourceAddress() []byte {
+	if x != nil {
+		return x.SourceAddress
+	}
+	return nil
+}
+
+func (x *Flow) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+func (x *Flow) GetDestinationAddress() []byte {
+	if x != nil {
+		return x.DestinationAddress
+	}
+	return nil
+}
+
+func (x *Flow) GetDestinationPort() uint32 {
+	if x != nil {
+		return x.DestinationPort
+	}
+	return 0
+}
+
+func (x *Flow) GetSourceWorkload() string {
+	if x != nil {
+		return x.SourceWorkload
+	}
+	return ""
+}
+
+func (x *Flow) GetDestinationWorkload() string {
+	if x != nil {
+		return x.DestinationWorkload
+	}
+	return ""
+}
+
+func (x *Flow) GetSourceIdentity() string {
+	if x != nil {
+		return x.SourceIdentity
+	}
+	return ""
+}
+
+func (x *Flow) GetDestinationIdentity() string {
+	if x != nil {
+		return x.DestinationIdentity
+	}
+	return ""
+}
+
+func (x *Flow) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *Flow) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Flow) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *Flow) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *Flow) GetOpenedUnixNanoseconds() int64 {
+	if x != nil {
+		return x.OpenedUnixNanoseconds
+	}
+	return 0
+}
+
+func (x *Flow) GetClosedUnixNanoseconds() int64 {
+	if x != nil {
+		return x.ClosedUnixNanoseconds
+	}
+	return 0
+}
+
+// Flows tells the agent of connections, for people to look at. Nothing is decided by them. What finds no room on
+// the way is counted.
+type Flows struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Flows         []*Flow                `protobuf:"bytes,1,rep,name=flows,proto3" json:"flows,omitempty"` // at most 64
+	Lost          uint64                 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`  // since the last message
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Flows) Reset() {
+	*x = Flows{}
+	mi := &file_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flows) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flows) ProtoMessage() {}
+
+func (x *Flows) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flows.ProtoReflect.Descriptor instead.
+func (*Flows) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Flows) GetFlows() []*Flow {
+	if x != nil {
+		return x.Flows
+	}
+	return nil
+}
+
+func (x *Flows) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
 var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
@@ -1733,14 +2050,15 @@ const file_control_proto_rawDesc = "" +
 	"\x05route\x18\a \x01(\v2\x19.culvert.control.v1.RouteH\x00R\x05route\x127\n" +
 	"\arefused\x18\b \x01(\v2\x1b.culvert.control.v1.RefusedH\x00R\arefused\x124\n" +
 	"\x06verify\x18\t \x01(\v2\x1a.culvert.control.v1.VerifyH\x00R\x06verifyB\t\n" +
-	"\amessage\"\xce\x02\n" +
+	"\amessage\"\x81\x03\n" +
 	"\n" +
 	"FromTunnel\x121\n" +
 	"\x05hello\x18\x01 \x01(\v2\x19.culvert.control.v1.HelloH\x00R\x05hello\x12D\n" +
 	"\fneed_sockets\x18\x02 \x01(\v2\x1f.culvert.control.v1.NeedSocketsH\x00R\vneedSockets\x12G\n" +
 	"\rroute_request\x18\x03 \x01(\v2 .culvert.control.v1.RouteRequestH\x00R\frouteRequest\x127\n" +
 	"\aholding\x18\x04 \x01(\v2\x1b.culvert.control.v1.HoldingH\x00R\aholding\x12:\n" +
-	"\bverified\x18\x05 \x01(\v2\x1c.culvert.control.v1.VerifiedH\x00R\bverifiedB\t\n" +
+	"\bverified\x18\x05 \x01(\v2\x1c.culvert.control.v1.VerifiedH\x00R\bverified\x121\n" +
+	"\x05flows\x18\x06 \x01(\v2\x19.culvert.control.v1.FlowsH\x00R\x05flowsB\t\n" +
 	"\amessage\"=\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1a\n" +
@@ -1835,7 +2153,32 @@ const file_control_proto_rawDesc = "" +
 	"\x05group\x18\b \x01(\tR\x05group\x12/\n" +
 	"\x13connect_nanoseconds\x18\t \x01(\x04R\x12connectNanoseconds\x123\n" +
 	"\x15handshake_nanoseconds\x18\n" +
-	" \x01(\x04R\x14handshakeNanoseconds*T\n" +
+	" \x01(\x04R\x14handshakeNanoseconds\"\xcb\x05\n" +
+	"\x04Flow\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1a\n" +
+	"\bworkload\x18\x02 \x01(\x04R\bworkload\x12\x18\n" +
+	"\ainbound\x18\x03 \x01(\bR\ainbound\x125\n" +
+	"\acarried\x18\x04 \x01(\x0e2\x1b.culvert.control.v1.CarriedR\acarried\x12\x12\n" +
+	"\x04open\x18\x05 \x01(\bR\x04open\x12%\n" +
+	"\x0esource_address\x18\x06 \x01(\fR\rsourceAddress\x12\x1f\n" +
+	"\vsource_port\x18\a \x01(\rR\n" +
+	"sourcePort\x12/\n" +
+	"\x13destination_address\x18\b \x01(\fR\x12destinationAddress\x12)\n" +
+	"\x10destination_port\x18\t \x01(\rR\x0fdestinationPort\x12'\n" +
+	"\x0fsource_workload\x18\n" +
+	" \x01(\tR\x0esourceWorkload\x121\n" +
+	"\x14destination_workload\x18\v \x01(\tR\x13destinationWorkload\x12'\n" +
+	"\x0fsource_identity\x18\f \x01(\tR\x0esourceIdentity\x121\n" +
+	"\x14destination_identity\x18\r \x01(\tR\x13destinationIdentity\x12\x16\n" +
+	"\x06policy\x18\x0e \x01(\tR\x06policy\x12\x16\n" +
+	"\x06reason\x18\x0f \x01(\tR\x06reason\x12\x12\n" +
+	"\x04sent\x18\x10 \x01(\x04R\x04sent\x12\x1a\n" +
+	"\breceived\x18\x11 \x01(\x04R\breceived\x126\n" +
+	"\x17opened_unix_nanoseconds\x18\x12 \x01(\x03R\x15openedUnixNanoseconds\x126\n" +
+	"\x17closed_unix_nanoseconds\x18\x13 \x01(\x03R\x15closedUnixNanoseconds\"K\n" +
+	"\x05Flows\x12.\n" +
+	"\x05flows\x18\x01 \x03(\v2\x18.culvert.control.v1.FlowR\x05flows\x12\x12\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost*T\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fMODE_DISABLE\x10\x01\x12\x13\n" +
@@ -1856,7 +2199,14 @@ const file_control_proto_rawDesc = "" +
 	"\rSTAGE_CONNECT\x10\x02\x12\x13\n" +
 	"\x0fSTAGE_HANDSHAKE\x10\x03\x12\x0e\n" +
 	"\n" +
-	"STAGE_DONE\x10\x04B0Z.github.com/culvert-mesh/culvert/tunnel/controlb\x06proto3"
+	"STAGE_DONE\x10\x04*\x8b\x01\n" +
+	"\aCarried\x12\x17\n" +
+	"\x13CARRIED_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fCARRIED_MTLS\x10\x01\x12\x15\n" +
+	"\x11CARRIED_SAME_NODE\x10\x02\x12\x15\n" +
+	"\x11CARRIED_PLAINTEXT\x10\x03\x12\x13\n" +
+	"\x0fCARRIED_REFUSED\x10\x04\x12\x12\n" +
+	"\x0eCARRIED_FAILED\x10\x05B0Z.github.com/culvert-mesh/culvert/tunnel/controlb\x06proto3"
 
 var (
 	file_control_proto_rawDescOnce sync.Once
@@ -1870,59 +2220,65 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_control_proto_goTypes = []any{
 	(Mode)(0),            // 0: culvert.control.v1.Mode
 	(ListenerKind)(0),    // 1: culvert.control.v1.ListenerKind
 	(Action)(0),          // 2: culvert.control.v1.Action
 	(Stage)(0),           // 3: culvert.control.v1.Stage
-	(*FromAgent)(nil),    // 4: culvert.control.v1.FromAgent
-	(*FromTunnel)(nil),   // 5: culvert.control.v1.FromTunnel
-	(*Hello)(nil),        // 6: culvert.control.v1.Hello
-	(*Holding)(nil),      // 7: culvert.control.v1.Holding
-	(*Welcome)(nil),      // 8: culvert.control.v1.Welcome
-	(*PortMode)(nil),     // 9: culvert.control.v1.PortMode
-	(*Workload)(nil),     // 10: culvert.control.v1.Workload
-	(*WorkloadGone)(nil), // 11: culvert.control.v1.WorkloadGone
-	(*Sockets)(nil),      // 12: culvert.control.v1.Sockets
-	(*NeedSockets)(nil),  // 13: culvert.control.v1.NeedSockets
-	(*SVID)(nil),         // 14: culvert.control.v1.SVID
-	(*Bundle)(nil),       // 15: culvert.control.v1.Bundle
-	(*RouteRequest)(nil), // 16: culvert.control.v1.RouteRequest
-	(*Endpoint)(nil),     // 17: culvert.control.v1.Endpoint
-	(*Route)(nil),        // 18: culvert.control.v1.Route
-	(*Refused)(nil),      // 19: culvert.control.v1.Refused
-	(*Verify)(nil),       // 20: culvert.control.v1.Verify
-	(*Verified)(nil),     // 21: culvert.control.v1.Verified
+	(Carried)(0),         // 4: culvert.control.v1.Carried
+	(*FromAgent)(nil),    // 5: culvert.control.v1.FromAgent
+	(*FromTunnel)(nil),   // 6: culvert.control.v1.FromTunnel
+	(*Hello)(nil),        // 7: culvert.control.v1.Hello
+	(*Holding)(nil),      // 8: culvert.control.v1.Holding
+	(*Welcome)(nil),      // 9: culvert.control.v1.Welcome
+	(*PortMode)(nil),     // 10: culvert.control.v1.PortMode
+	(*Workload)(nil),     // 11: culvert.control.v1.Workload
+	(*WorkloadGone)(nil), // 12: culvert.control.v1.WorkloadGone
+	(*Sockets)(nil),      // 13: culvert.control.v1.Sockets
+	(*NeedSockets)(nil),  // 14: culvert.control.v1.NeedSockets
+	(*SVID)(nil),         // 15: culvert.control.v1.SVID
+	(*Bundle)(nil),       // 16: culvert.control.v1.Bundle
+	(*RouteRequest)(nil), // 17: culvert.control.v1.RouteRequest
+	(*Endpoint)(nil),     // 18: culvert.control.v1.Endpoint
+	(*Route)(nil),        // 19: culvert.control.v1.Route
+	(*Refused)(nil),      // 20: culvert.control.v1.Refused
+	(*Verify)(nil),       // 21: culvert.control.v1.Verify
+	(*Verified)(nil),     // 22: culvert.control.v1.Verified
+	(*Flow)(nil),         // 23: culvert.control.v1.Flow
+	(*Flows)(nil),        // 24: culvert.control.v1.Flows
 }
 var file_control_proto_depIdxs = []int32{
-	8,  // 0: culvert.control.v1.FromAgent.welcome:type_name -> culvert.control.v1.Welcome
-	10, // 1: culvert.control.v1.FromAgent.workload:type_name -> culvert.control.v1.Workload
-	11, // 2: culvert.control.v1.FromAgent.workload_gone:type_name -> culvert.control.v1.WorkloadGone
-	12, // 3: culvert.control.v1.FromAgent.sockets:type_name -> culvert.control.v1.Sockets
-	14, // 4: culvert.control.v1.FromAgent.svid:type_name -> culvert.control.v1.SVID
-	15, // 5: culvert.control.v1.FromAgent.bundle:type_name -> culvert.control.v1.Bundle
-	18, // 6: culvert.control.v1.FromAgent.route:type_name -> culvert.control.v1.Route
-	19, // 7: culvert.control.v1.FromAgent.refused:type_name -> culvert.control.v1.Refused
-	20, // 8: culvert.control.v1.FromAgent.verify:type_name -> culvert.control.v1.Verify
-	6,  // 9: culvert.control.v1.FromTunnel.hello:type_name -> culvert.control.v1.Hello
-	13, // 10: culvert.control.v1.FromTunnel.need_sockets:type_name -> culvert.control.v1.NeedSockets
-	16, // 11: culvert.control.v1.FromTunnel.route_request:type_name -> culvert.control.v1.RouteRequest
-	7,  // 12: culvert.control.v1.FromTunnel.holding:type_name -> culvert.control.v1.Holding
-	21, // 13: culvert.control.v1.FromTunnel.verified:type_name -> culvert.control.v1.Verified
-	0,  // 14: culvert.control.v1.PortMode.mode:type_name -> culvert.control.v1.Mode
-	9,  // 15: culvert.control.v1.Workload.default_mode:type_name -> culvert.control.v1.PortMode
-	9,  // 16: culvert.control.v1.Workload.port_modes:type_name -> culvert.control.v1.PortMode
-	1,  // 17: culvert.control.v1.Workload.listeners:type_name -> culvert.control.v1.ListenerKind
-	2,  // 18: culvert.control.v1.Endpoint.action:type_name -> culvert.control.v1.Action
-	17, // 19: culvert.control.v1.Route.endpoints:type_name -> culvert.control.v1.Endpoint
-	3,  // 20: culvert.control.v1.Verified.reached:type_name -> culvert.control.v1.Stage
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	9,  // 0: culvert.control.v1.FromAgent.welcome:type_name -> culvert.control.v1.Welcome
+	11, // 1: culvert.control.v1.FromAgent.workload:type_name -> culvert.control.v1.Workload
+	12, // 2: culvert.control.v1.FromAgent.workload_gone:type_name -> culvert.control.v1.WorkloadGone
+	13, // 3: culvert.control.v1.FromAgent.sockets:type_name -> culvert.control.v1.Sockets
+	15, // 4: culvert.control.v1.FromAgent.svid:type_name -> culvert.control.v1.SVID
+	16, // 5: culvert.control.v1.FromAgent.bundle:type_name -> culvert.control.v1.Bundle
+	19, // 6: culvert.control.v1.FromAgent.route:type_name -> culvert.control.v1.Route
+	20, // 7: culvert.control.v1.FromAgent.refused:type_name -> culvert.control.v1.Refused
+	21, // 8: culvert.control.v1.FromAgent.verify:type_name -> culvert.control.v1.Verify
+	7,  // 9: culvert.control.v1.FromTunnel.hello:type_name -> culvert.control.v1.Hello
+	14, // 10: culvert.control.v1.FromTunnel.need_sockets:type_name -> culvert.control.v1.NeedSockets
+	17, // 11: culvert.control.v1.FromTunnel.route_request:type_name -> culvert.control.v1.RouteRequest
+	8,  // 12: culvert.control.v1.FromTunnel.holding:type_name -> culvert.control.v1.Holding
+	22, // 13: culvert.control.v1.FromTunnel.verified:type_name -> culvert.control.v1.Verified
+	24, // 14: culvert.control.v1.FromTunnel.flows:type_name -> culvert.control.v1.Flows
+	0,  // 15: culvert.control.v1.PortMode.mode:type_name -> culvert.control.v1.Mode
+	10, // 16: culvert.control.v1.Workload.default_mode:type_name -> culvert.control.v1.PortMode
+	10, // 17: culvert.control.v1.Workload.port_modes:type_name -> culvert.control.v1.PortMode
+	1,  // 18: culvert.control.v1.Workload.listeners:type_name -> culvert.control.v1.ListenerKind
+	2,  // 19: culvert.control.v1.Endpoint.action:type_name -> culvert.control.v1.Action
+	18, // 20: culvert.control.v1.Route.endpoints:type_name -> culvert.control.v1.Endpoint
+	3,  // 21: culvert.control.v1.Verified.reached:type_name -> culvert.control.v1.Stage
+	4,  // 22: culvert.control.v1.Flow.carried:type_name -> culvert.control.v1.Carried
+	23, // 23: culvert.control.v1.Flows.flows:type_name -> culvert.control.v1.Flow
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1947,14 +2303,15 @@ func file_control_proto_init() {
 		(*FromTunnel_RouteRequest)(nil),
 		(*FromTunnel_Holding)(nil),
 		(*FromTunnel_Verified)(nil),
+		(*FromTunnel_Flows)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   18,
+			NumEnums:      5,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -3,6 +3,7 @@ package hbone
 import (
 	"cmp"
 	"log/slog"
+	"sync/atomic"
 	"time"
 )
 
@@ -44,6 +45,8 @@ type Config struct {
 	// Budget bounds the bytes that wait for applications. Share one between all connections of a
 	// process; nil gives the connection one of its own, of DefaultBudget bytes.
 	Budget *Budget
+	// Stalls counts how often a stream had to wait because its peer's window was used up; it may be nil.
+	Stalls *atomic.Uint64
 	// Logger receives what is worth knowing about the connection; nil discards it.
 	Logger *slog.Logger
 }
@@ -77,6 +80,9 @@ func (c Config) withDefaults(client bool) Config {
 	c.MaxPings = cmp.Or(c.MaxPings, 50)
 	if c.Budget == nil {
 		c.Budget = NewBudget(DefaultBudget)
+	}
+	if c.Stalls == nil {
+		c.Stalls = new(atomic.Uint64)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

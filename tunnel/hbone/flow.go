@@ -26,6 +26,9 @@ func (c *Conn) room(s *Stream) (int, error) {
 			c.flush(true)
 			continue // the world may have changed while the lock was free
 		}
+		if n <= 0 {
+			c.cfg.Stalls.Add(1)
+		}
 		c.waitForRoom(s)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -204,12 +205,16 @@ func checksum(t *testing.T, from, to *net.TCPConn, n int64) {
 
 func TestStalledStreamsDoNotStopOthers(t *testing.T) {
 	budget := NewBudget(64 << 20)
-	tn, apps := newAppTunnel(t, Config{Budget: budget})
+	var stalls atomic.Uint64
+	tn, apps := newAppTunnel(t, Config{Budget: budget, Stalls: &stalls})
 	for range 8 {
 		client, _, _ := tn.open(t, apps)
 		fill(t, client)
 	}
 	client, server, _ := tn.open(t, apps)
+	if n := stalls.Load(); n < 8 {
+		t.Errorf("%d stalls counted, want one for each stream at least", n)
+	}
 	exchange(t, client, server, []byte("ping"))
 	checksum(t, client, server, 32<<20)
 	if used := budget.Used(); used == 0 || used > 40<<20 {

@@ -124,6 +124,9 @@ func (r *Request) Accept(app *net.TCPConn) (Stats, error) {
 	return s.Relay(app)
 }
 
+// Stats returns what has been relayed so far of a request that is accepted.
+func (r *Request) Stats() Stats { return r.stream.Stats() }
+
 // Refuse answers with a status other than 200 and ends the stream.
 func (r *Request) Refuse(status int) error {
 	s := r.stream

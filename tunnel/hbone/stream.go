@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,6 +22,8 @@ type Stream struct {
 	c  *Conn
 	id uint32
 	rx receiver
+
+	sent atomic.Uint64 // bytes of the application; written by the pump alone
 
 	wake   chan struct{} // room to send, or the end; one token
 	gone   chan struct{} // closed by abort
@@ -136,7 +139,7 @@ func (s *Stream) forget() {
 // RST_STREAM(CANCEL), a RST_STREAM becomes a RST at app. The error is nil if both directions ended
 // with FIN.
 func (s *Stream) Relay(app *net.TCPConn) (Stats, error) {
-	sent, err := s.relay(app)
+	err := s.relay(app)
 	s.forget()
 	s.c.mu.Lock()
 	if err == nil {
@@ -146,7 +149,14 @@ func (s *Stream) Relay(app *net.TCPConn) (Stats, error) {
 	if err != nil {
 		app.SetLinger(0) // fails only on a closed socket
 	}
-	return Stats{Sent: sent, Received: s.rx.received}, errors.Join(err, ignoreClosed(app.Close()))
+	return s.Stats(), errors.Join(err, ignoreClosed(app.Close()))
+}
+
+// Stats returns what has been relayed so far.
+func (s *Stream) Stats() Stats {
+	s.rx.mu.Lock()
+	defer s.rx.mu.Unlock()
+	return Stats{Sent: s.sent.Load(), Received: s.rx.received}
 }
 
 func ignoreClosed(err error) error {
@@ -156,29 +166,29 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-func (s *Stream) relay(app *net.TCPConn) (sent uint64, err error) {
+func (s *Stream) relay(app *net.TCPConn) error {
 	raw, err := app.SyscallConn()
 	if err != nil {
 		s.reset(CodeInternal, err)
-		return 0, err
+		return err
 	}
 	s.c.mu.Lock()
 	s.app, err = app, s.err
 	s.c.mu.Unlock()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	s.rx.attach(s, app, raw)
-	sent = s.pump(raw)
+	s.pump(raw)
 	select {
 	case <-s.rx.done:
 	case <-s.gone:
 	}
-	return sent, nil
+	return nil
 }
 
 // pump carries bytes from the application to the peer until either ends.
-func (s *Stream) pump(raw syscall.RawConn) (sent uint64) {
+func (s *Stream) pump(raw syscall.RawConn) {
 	p := &appReader{pools: s.c.pools}
 	p.fn = p.ready
 	for {
@@ -186,20 +196,20 @@ func (s *Stream) pump(raw syscall.RawConn) (sent uint64) {
 		room, err := s.c.room(s)
 		s.c.mu.Unlock()
 		if err != nil {
-			return sent
+			return
 		}
 		switch err := p.read(raw, room); {
 		case err == io.EOF:
 			s.sendFIN()
-			return sent
+			return
 		case err != nil:
 			s.appFailed(err)
-			return sent
+			return
 		}
 		if err := s.send(p.block, p.n); err != nil {
-			return sent
+			return
 		}
-		sent += uint64(p.n)
+		s.sent.Add(uint64(p.n))
 	}
 }
 

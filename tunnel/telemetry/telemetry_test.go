@@ -1,0 +1,229 @@
+package telemetry
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+)
+
+func TestPartyOf(t *testing.T) {
+	tests := map[string]Party{
+		"spiffe://cluster.local/ns/shop/sa/till": {"till", "shop", "spiffe://cluster.local/ns/shop/sa/till"},
+		"spiffe://elsewhere.test/workload":       {"", "", "spiffe://elsewhere.test/workload"},
+		"":                                       {},
+		"spiffe://cluster.local/" + strings.Repeat("x", 2000): {OtherLabel, OtherLabel, OtherLabel},
+	}
+	for identity, want := range tests {
+		if got := PartyOf(identity); got != want {
+			t.Errorf("%.60s: got %+v, want %+v", identity, got, want)
+		}
+	}
+}
+
+func labels(source, destination string) Labels {
+	return Labels{Reporter: ReporterSource, Source: PartyOf(source), Destination: PartyOf(destination), Security: SecurityMutualTLS, Flags: FlagsNone}
+}
+
+func id(name string) string { return "spiffe://cluster.local/ns/shop/sa/" + name }
+
+// parse reads the text as Prometheus does.
+func parse(t testing.TB, text []byte) map[string]*dto.MetricFamily {
+	t.Helper()
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families
+}
+
+func text(t testing.TB, traffic *Traffic) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := traffic.WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func sum(f *dto.MetricFamily) (total float64) {
+	for _, m := range f.GetMetric() {
+		total += m.GetCounter().GetValue()
+	}
+	return total
+}
+
+func labelsOf(m *dto.Metric) map[string]string {
+	all := map[string]string{}
+	for _, l := range m.GetLabel() {
+		all[l.GetName()] = l.GetValue()
+	}
+	return all
+}
+
+func TestScrape(t *testing.T) {
+	m := New()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(m)
+	s := m.Traffic.Open(labels(id("till"), "spiffe://b.test/a\"b\\c\nd"))
+	s.Transferred(5, 7)
+	m.Traffic.Close(s)
+	denied := labels(id("till"), "")
+	denied.Flags, denied.Security = FlagsDenied, SecurityUnknown
+	m.Traffic.Fail(denied)
+	m.Observe(func() Gauges { return Gauges{PoolStreams: 3, AgentConnected: true} })
+
+	answer := httptest.NewRecorder()
+	m.Handler(registry).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	families := parse(t, answer.Body.Bytes())
+	want := map[string]float64{
+		"istio_tcp_connections_opened_total": 1, "istio_tcp_connections_closed_total": 1, "istio_tcp_connections_failed_total": 1,
+		"istio_tcp_received_bytes_total": 5, "istio_tcp_sent_bytes_total": 7,
+	}
+	for name, value := range want {
+		f := families[name]
+		if len(f.GetMetric()) != 1 || sum(f) != value || f.GetHelp() == "" || f.GetType() != dto.MetricType_COUNTER {
+			t.Errorf("%s: got %v, want one of %v", name, f, value)
+		}
+	}
+	got := labelsOf(families["istio_tcp_sent_bytes_total"].GetMetric()[0])
+	for name, value := range map[string]string{
+		"reporter": "source", "source_workload": "till", "source_workload_namespace": "shop", "source_principal": id("till"),
+		"destination_workload": "unknown", "destination_workload_namespace": "unknown", "destination_principal": "spiffe://b.test/a\"b\\c\nd",
+		"destination_service": "unknown", "request_protocol": "tcp", "connection_security_policy": "mutual_tls", "response_flags": "-",
+	} {
+		if got[name] != value {
+			t.Errorf("label %s: got %q, want %q", name, got[name], value)
+		}
+	}
+	if failed := labelsOf(families["istio_tcp_connections_failed_total"].GetMetric()[0]); failed["response_flags"] != "DENY" || failed["destination_principal"] != "unknown" {
+		t.Errorf("failed: %v", failed)
+	}
+	for name, value := range map[string]float64{"culvert_tunnel_pool_streams": 3, "culvert_tunnel_agent_connected": 1} {
+		if f := families[name]; f.GetMetric()[0].GetGauge().GetValue() != value {
+			t.Errorf("%s: got %v, want %v", name, f, value)
+		}
+	}
+}
+
+// TestScrapeFlood: scrapes beyond two at once are turned away.
+func TestScrapeFlood(t *testing.T) {
+	blocked, free := make(chan struct{}, 8), make(chan struct{})
+	handler := New().Handler(prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		blocked <- struct{}{}
+		<-free
+		return nil, nil
+	}))
+	done := make(chan int, 2)
+	scrape := func() int {
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		return answer.Code
+	}
+	for range scrapesAtOnce {
+		go func() { done <- scrape() }()
+		<-blocked
+	}
+	if code := scrape(); code != http.StatusServiceUnavailable {
+		t.Errorf("got %d, want 503", code)
+	}
+	close(free)
+	for range scrapesAtOnce {
+		if code := <-done; code != http.StatusOK {
+			t.Errorf("got %d, want 200", code)
+		}
+	}
+}
+
+// TestBound: beyond the bound nothing is lost but the names.
+func TestBound(t *testing.T) {
+	var traffic Traffic
+	const peers = MostSeries + 500
+	for i := range peers {
+		s := traffic.Open(labels(id("till"), id(fmt.Sprint("peer-", i))))
+		s.Transferred(2, 3)
+		traffic.Close(s)
+	}
+	again := traffic.Open(labels(id("till"), id("peer-0"))) // known ones stay known
+	if again.key.destination.Workload != "peer-0" {
+		t.Errorf("a known peer became %s", again.key.destination.Workload)
+	}
+	var opened, received, sent uint64
+	all := traffic.all()
+	for _, s := range all {
+		opened, received, sent = opened+s.opened.Load(), received+s.received.Load(), sent+s.sent.Load()
+	}
+	if opened != peers+1 || received != 2*peers || sent != 3*peers {
+		t.Errorf("%d connections, %d and %d bytes in all", opened, received, sent)
+	}
+	if len(all) != MostSeries+1 {
+		t.Errorf("%d series, want %d and one for others", len(all), MostSeries)
+	}
+	if n := len(traffic.parties); n > MostSeries+2 {
+		t.Errorf("%d parties", n)
+	}
+}
+
+func TestSweep(t *testing.T) {
+	all := func(string) bool { return true }
+	none := func(string) bool { return false }
+	tests := []struct {
+		name    string
+		open    bool
+		idle    time.Duration
+		present func(string) bool
+		kept    bool
+	}{
+		{"just ended", false, time.Minute, all, true},
+		{"idle", false, 14 * time.Minute, all, true},
+		{"idle for long", false, 16 * time.Minute, all, false},
+		{"open for long", true, 16 * time.Minute, all, true},
+		{"workload just gone", false, time.Minute, none, true},
+		{"workload gone", false, 3 * time.Minute, none, false},
+		{"workload gone, still open", true, 3 * time.Minute, none, true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var traffic Traffic
+				s := traffic.Open(labels(id("till"), id("bank")))
+				if !test.open {
+					traffic.Close(s)
+				}
+				time.Sleep(test.idle)
+				traffic.Sweep(time.Now(), test.present)
+				if kept := strings.Contains(string(text(t, &traffic)), id("till")); kept != test.kept {
+					t.Errorf("kept %v, want %v", kept, test.kept)
+				}
+				if want := map[bool]int{true: 2}[test.kept]; len(traffic.parties) != want {
+					t.Errorf("%d parties left, want %d", len(traffic.parties), want)
+				}
+			})
+		})
+	}
+}
+
+// TestSweepIsAboutTheLocalEnd: a peer of another node has no workload here, which is no reason to forget it.
+func TestSweepIsAboutTheLocalEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var traffic Traffic
+		l := labels(id("far"), id("near"))
+		l.Reporter = ReporterDestination
+		traffic.Close(traffic.Open(l))
+		time.Sleep(5 * time.Minute)
+		traffic.Sweep(time.Now(), func(principal string) bool { return principal == id("near") })
+		if len(traffic.series) != 1 {
+			t.Error("dropped")
+		}
+	})
+}
