@@ -41,18 +41,15 @@ func (d *Datapath) Refusals(ctx context.Context, f func(Refusal)) error {
 
 // Plaintext returns who has opened plaintext connections to the workloads; the kernel keeps the latest 16,384.
 func (d *Datapath) Plaintext() ([]PlaintextCount, error) {
-	var (
-		counts []PlaintextCount
-		k      bpf.MapsPlaintextKey
-		v      bpf.MapsPlaintextValue
-	)
-	it := d.maps.Plaintext.Iterate()
-	for it.Next(&k, &v) {
-		counts = append(counts, PlaintextCount{
-			Cookie: k.Cookie, Port: k.Port, Peer: bpf.Address(k.Peer), Count: v.Count, LastNanoseconds: v.Last,
-		})
-	}
-	if err := it.Err(); err != nil {
+	var counts []PlaintextCount
+	err := batches(d.maps.Plaintext, func(keys []bpf.MapsPlaintextKey, values []bpf.MapsPlaintextValue) {
+		for i, k := range keys {
+			counts = append(counts, PlaintextCount{
+				Cookie: k.Cookie, Port: k.Port, Peer: bpf.Address(k.Peer), Count: values[i].Count, LastNanoseconds: values[i].Last,
+			})
+		}
+	})
+	if err != nil {
 		return nil, fmt.Errorf("map of plaintext connections: %w", err)
 	}
 	return counts, nil

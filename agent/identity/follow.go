@@ -105,9 +105,14 @@ func (k *Keeper) watchFor(ctx context.Context, e *entry, w Workload) error {
 	e.stream.pod, e.stream.cancel = w, cancel
 	k.mu.Unlock()
 	var bad atomic.Pointer[error]
+	began := time.Now()
 	err := k.watcher.Watch(ctx, w, func(s *SVID) {
 		opened()
-		if err := k.store(e, s); err != nil {
+		var took time.Duration
+		if !began.IsZero() {
+			took, began = time.Since(began), time.Time{}
+		}
+		if err := k.store(e, s, took); err != nil {
 			bad.Store(&err)
 			cancel(err)
 		}

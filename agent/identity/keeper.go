@@ -25,6 +25,7 @@ type Keeper struct {
 	log     *slog.Logger
 	notify  func(spiffeid.ID)
 	onDrop  func(spiffeid.ID)
+	onTried func(Attempt)
 	grace   time.Duration
 	holdOff time.Duration
 
@@ -58,6 +59,16 @@ func Grace(d time.Duration) Option { return func(k *Keeper) { k.grace = d } }
 // may be true again.
 func OnDrop(f func(spiffeid.ID)) Option { return func(k *Keeper) { k.onDrop = f } }
 
+// Attempt is what came of asking the Issuer for an SVID.
+type Attempt struct {
+	Renewal bool          // of an identity that has one
+	Took    time.Duration // 0: it failed, or a Watcher sent it unasked
+	Err     error
+}
+
+// OnAttempt has f called for each attempt, from goroutines of the Keeper; it returns at once.
+func OnAttempt(f func(Attempt)) Option { return func(k *Keeper) { k.onTried = f } }
+
 // HoldOff lets the first requests wait for Begin, but no longer than d: what a tunnel still holds from an earlier agent
 // need not be asked for.
 func HoldOff(d time.Duration) Option { return func(k *Keeper) { k.holdOff = d } }
@@ -69,6 +80,7 @@ func NewKeeper(issuer Issuer, log *slog.Logger, notify func(spiffeid.ID), option
 	k := &Keeper{
 		issuer: issuer, log: log, notify: notify,
 		onDrop:   func(spiffeid.ID) {},
+		onTried:  func(Attempt) {},
 		logLimit: rate.NewLimiter(failuresPerSecond, failureBurst),
 		begun:    make(chan struct{}), poke: make(chan struct{}, 1), opening: make(chan struct{}, maxIssuing),
 		kept: map[spiffeid.ID]*entry{}, ctx: ctx, stop: stop,

@@ -34,15 +34,16 @@ const (
 func (k *Keeper) issue(e *entry, w Workload) error {
 	ctx, cancel := context.WithTimeout(k.ctx, issueTimeout)
 	defer cancel()
+	began := time.Now()
 	svid, err := k.issuer.Issue(ctx, w)
 	if err != nil {
 		return err
 	}
-	return k.store(e, svid)
+	return k.store(e, svid, time.Since(began))
 }
 
-// store puts an SVID in force and tells of it.
-func (k *Keeper) store(e *entry, s *SVID) error {
+// store puts an SVID in force and tells of it. took is how long the Issuer needed, if it was asked.
+func (k *Keeper) store(e *entry, s *SVID, took time.Duration) error {
 	key, err := sealed(s)
 	if err != nil {
 		return fmt.Errorf("SVID %s: key: %w", e.id, err)
@@ -54,6 +55,7 @@ func (k *Keeper) store(e *entry, s *SVID) error {
 		clear(key)
 		return nil
 	}
+	renewal := e.chain != nil
 	e.put(k.issuers.shared(s.Certificates), leaf.NotAfter, key, s.FederatesWith)
 	if k.watcher == nil {
 		e.next = e.obtained.Add(renewIn(leaf.NotAfter, e.obtained))
@@ -62,6 +64,7 @@ func (k *Keeper) store(e *entry, s *SVID) error {
 	k.mu.Unlock()
 	k.log.Debug("SVID issued", "identity", e.id.String(), "serial", leaf.SerialNumber.Text(16),
 		"expires", leaf.NotAfter, "renewal", next)
+	k.onTried(Attempt{Renewal: renewal, Took: took})
 	k.notify(e.id)
 	return nil
 }
@@ -79,6 +82,7 @@ func sealed(s *SVID) (key []byte, err error) {
 // wait: errors back off per identity, so that one that cannot be issued does not hold up the others.
 func (k *Keeper) failed(e *entry, err error) time.Duration {
 	k.mu.Lock()
+	renewal := e.chain != nil
 	e.err = err
 	now := time.Now().Round(0)
 	e.backoff = min(max(2*e.backoff, minBackoff), e.longestBackoff(now))
@@ -93,6 +97,7 @@ func (k *Keeper) failed(e *entry, err error) time.Duration {
 		e.forget()
 	}
 	k.mu.Unlock()
+	k.onTried(Attempt{Renewal: renewal, Err: err})
 	if expired {
 		k.log.Error("SVID expired and is not renewed: new connections of its pods are refused", fields...)
 		return wait

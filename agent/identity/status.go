@@ -34,6 +34,7 @@ type Status struct {
 	Chain         [][]byte   // in force, DER, leaf first; empty: none yet
 	KeyHere       bool       // false: a tunnel alone has the key, from an earlier agent
 	Obtained      time.Time
+	Expires       time.Time // of the Chain
 	Renewal       time.Time // zero: the Issuer tells by itself
 	Err           error     // of the last attempt; nil when it succeeded
 	FederatesWith []spiffeid.TrustDomain
@@ -60,7 +61,7 @@ func (k *Keeper) statuses() []Status {
 	all := make([]Status, 0, len(k.kept))
 	for id, e := range k.kept {
 		s := Status{
-			ID: id, Chain: e.chain, KeyHere: e.key != nil, Obtained: e.obtained, Err: e.err, FederatesWith: e.federates,
+			ID: id, Chain: e.chain, KeyHere: e.key != nil, Obtained: e.obtained, Expires: e.expires, Err: e.err, FederatesWith: e.federates,
 		}
 		if k.watcher == nil {
 			s.Renewal = e.next

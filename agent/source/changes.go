@@ -3,6 +3,7 @@ package source
 import (
 	"maps"
 	"net/netip"
+	"time"
 )
 
 // Changes is what differs between a Snapshot and the one before.
@@ -15,6 +16,8 @@ type Changes struct {
 	Rules      bool
 	Ranges     bool
 	Problems   bool
+	// Arrived is when the first of them came to the source; zero when it does not know.
+	Arrived time.Time
 }
 
 func (c *Changes) none() bool {
@@ -29,9 +32,17 @@ func (c *Changes) Merge(earlier *Changes) {
 	c.Rules = c.Rules || earlier.Rules
 	c.Ranges = c.Ranges || earlier.Ranges
 	c.Problems = c.Problems || earlier.Problems
+	c.arrived(earlier.Arrived)
 	c.Addresses = union(c.Addresses, earlier.Addresses)
 	c.Namespaces = union(c.Namespaces, earlier.Namespaces)
 	c.Policies = union(c.Policies, earlier.Policies)
+}
+
+// arrived keeps the earlier time.
+func (c *Changes) arrived(t time.Time) {
+	if c.Arrived.IsZero() || !t.IsZero() && t.Before(c.Arrived) {
+		c.Arrived = t
+	}
 }
 
 // union is a new set: those of a Snapshot are read by others.

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/culvert-mesh/culvert/policy"
 )
@@ -63,6 +64,7 @@ func NewIndex(node string) *Index {
 // Snapshot is what the index holds now, with what changed since the Snapshot before. It is nil when nothing did.
 func (x *Index) Snapshot() *Snapshot {
 	if x.changes.none() {
+		x.changes = Changes{}
 		return nil
 	}
 	s := &Snapshot{
@@ -79,6 +81,9 @@ func (x *Index) Snapshot() *Snapshot {
 	x.changes = Changes{}
 	return s
 }
+
+// Arrived says when something came that is being set.
+func (x *Index) Arrived(at time.Time) { x.changes.arrived(at) }
 
 // SetNamespace adds a namespace, or replaces it.
 func (x *Index) SetNamespace(n *Namespace) {

@@ -160,3 +160,32 @@ func TestChangesNameWhatChanged(t *testing.T) {
 		t.Fatalf("policies of %v", got)
 	}
 }
+
+func TestChangesKnowWhenTheFirstOfThemCame(t *testing.T) {
+	x := NewIndex("node")
+	x.Snapshot()
+	first, second := time.Unix(100, 0), time.Unix(200, 0)
+	x.Arrived(first)
+	x.SetNamespace(&Namespace{Name: "n"})
+	x.Arrived(second)
+	x.Arrived(time.Time{})
+	x.SetNamespace(&Namespace{Name: "m"})
+	one := x.Snapshot()
+	if got := one.Changes.Arrived; got != first {
+		t.Fatalf("the first came at %v, want %v", got, first)
+	}
+	x.Arrived(first)
+	x.SetNamespace(&Namespace{Name: "m"})
+	if s := x.Snapshot(); s != nil {
+		t.Fatalf("nothing changed, and yet %+v", s.Changes)
+	}
+	x.Arrived(second)
+	x.SetNamespace(&Namespace{Name: "o"})
+	two := x.Snapshot()
+	if got := two.Changes.Arrived; got != second {
+		t.Fatalf("the next came at %v, want %v: what came without a change counts", got, second)
+	}
+	if got := two.Since(one).Changes.Arrived; got != first {
+		t.Fatalf("with the one that was skipped the first came at %v, want %v", got, first)
+	}
+}

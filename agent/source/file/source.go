@@ -198,7 +198,9 @@ func (f *follower) update() {
 	clear(f.touched)
 	f.everything, f.full = false, false
 	if changed {
-		f.publish(source.NewSnapshot(f.node, f.folder.contents()))
+		snapshot := source.NewSnapshot(f.node, f.folder.contents())
+		snapshot.Changes.Arrived = f.first
+		f.publish(snapshot)
 	}
 }
 

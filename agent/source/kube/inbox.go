@@ -1,6 +1,9 @@
 package kube
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // sink takes what a feed delivers, from one goroutine at a time.
 type sink interface {
@@ -19,6 +22,7 @@ type inbox struct {
 	mu       sync.Mutex
 	replaced bool // changes is all there is
 	changes  map[objectKey]any
+	since    time.Time // when the first of them came
 }
 
 var _ sink = (*inbox)(nil)
@@ -26,6 +30,7 @@ var _ sink = (*inbox)(nil)
 func (in *inbox) replace(all map[objectKey]any) {
 	in.mu.Lock()
 	in.replaced, in.changes = true, all
+	in.note()
 	in.mu.Unlock()
 	in.signal()
 }
@@ -36,8 +41,16 @@ func (in *inbox) set(k objectKey, v any) {
 		in.changes = map[objectKey]any{}
 	}
 	in.changes[k] = v
+	in.note()
 	in.mu.Unlock()
 	in.signal()
+}
+
+// note is called with the lock held.
+func (in *inbox) note() {
+	if in.since.IsZero() {
+		in.since = time.Now()
+	}
 }
 
 func (in *inbox) remove(k objectKey) { in.set(k, nil) }
@@ -50,12 +63,12 @@ func (in *inbox) signal() {
 }
 
 // take empties the inbox.
-func (in *inbox) take() (replaced bool, changes map[objectKey]any) {
+func (in *inbox) take() (replaced bool, changes map[objectKey]any, since time.Time) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	replaced, changes = in.replaced, in.changes
-	in.replaced, in.changes = false, nil
-	return replaced, changes
+	replaced, changes, since = in.replaced, in.changes, in.since
+	in.replaced, in.changes, in.since = false, nil, time.Time{}
+	return replaced, changes, since
 }
 
 // table is what is known of one resource; it belongs to the goroutine of Run.
@@ -76,9 +89,9 @@ func newSlot(wake chan<- struct{}, t table) *slot {
 	return &slot{inbox: inbox{wake: wake}, table: t, known: map[objectKey]struct{}{}}
 }
 
-// apply moves what arrived into the table.
-func (s *slot) apply() {
-	replaced, changes := s.take()
+// apply moves what arrived into the table, and returns when the first of it came.
+func (s *slot) apply() (since time.Time) {
+	replaced, changes, since := s.take()
 	if replaced {
 		s.synced = true
 		for k := range s.known {
@@ -95,6 +108,7 @@ func (s *slot) apply() {
 		s.known[k] = struct{}{}
 		s.table.set(k, v)
 	}
+	return since
 }
 
 func (s *slot) drop(k objectKey) {

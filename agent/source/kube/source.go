@@ -227,7 +227,7 @@ func (s *Source) update() bool {
 	distrusted := s.distrusted()
 	complete := true
 	for _, slot := range s.slots {
-		slot.apply()
+		s.state.index.Arrived(slot.apply())
 		complete = complete && slot.synced
 	}
 	s.state.distrust(distrusted)

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/culvert-mesh/culvert/agent/identity/ca"
+	"github.com/culvert-mesh/culvert/agent/identity/ca/kube"
 )
 
 // metrics are what /metrics tells, beside Go's own.
@@ -64,6 +65,14 @@ func newMetrics(authority func() *ca.Authority) *metrics {
 			return float64(len(a.Roots()))
 		}))
 	return m
+}
+
+// Registry has the metrics of a CA with that authority that serves nobody yet: for those who check what is written about
+// them.
+func Registry(authority *ca.Authority) *prometheus.Registry {
+	m := newMetrics(func() *ca.Authority { return authority })
+	kube.NewMetrics().Register(m.registry)
+	return m.registry
 }
 
 func (m *metrics) answered(err error, took time.Duration) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/agent/identity/ca/kube"
@@ -42,6 +43,7 @@ type Options struct {
 	NodeRate       float64 // certificates per second for one node; 50
 	NodeBurst      int     // at once for one node; 500
 	Logger         *slog.Logger
+	Collectors     []prometheus.Collector // of the process, for /metrics
 }
 
 const (

@@ -75,6 +75,7 @@ func serve(ctx context.Context, o Options, client *kube.Client, service, status 
 	metrics := newMetrics(store.Authority)
 	kubeMetrics := kube.NewMetrics()
 	kubeMetrics.Register(metrics.registry)
+	metrics.registry.MustRegister(o.Collectors...)
 	leader := newLeader(o, client, store, kubeMetrics)
 	tasks, ctx := errgroup.WithContext(ctx)
 	var serving atomic.Bool
