@@ -14,13 +14,16 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/agent/datapath"
 	"github.com/culvert-mesh/culvert/agent/enroll"
 	"github.com/culvert-mesh/culvert/agent/enroll/cni"
 	"github.com/culvert-mesh/culvert/agent/identity"
+	"github.com/culvert-mesh/culvert/agent/nodepage"
 	"github.com/culvert-mesh/culvert/agent/source"
+	"github.com/culvert-mesh/culvert/agent/telemetry"
 	"github.com/culvert-mesh/culvert/policy"
 	"github.com/culvert-mesh/culvert/tunnel/control"
 )
@@ -68,7 +71,12 @@ type Options struct {
 	TrustDomainAliases []spiffeid.TrustDomain
 	// AdminPath is the unix socket on which people on this node are answered; empty: they are not.
 	AdminPath string
-	Version   string // of the program, for those who ask
+	// ObservedPath is the file in which what was seen of connections outlives the agent; empty: it does not.
+	ObservedPath string
+	// OnStart is called once with what answers people, before the agent works. May be nil.
+	OnStart    func(nodepage.Source)
+	Version    string                // of the program, for those who ask
+	Registerer prometheus.Registerer // of the agent's metrics; may be nil
 	// OnReady is called once, when the first snapshot holds. May be nil.
 	OnReady func()
 }
@@ -76,12 +84,15 @@ type Options struct {
 // Agent is the state of a running agent, owned by the goroutine of its loop.
 type Agent struct {
 	Options
-	log    *slog.Logger
-	path   *datapath.Datapath
-	keeper *identity.Keeper
-	events chan func()
-	ctx    context.Context
-	tasks  sync.WaitGroup
+	log      *slog.Logger
+	path     *datapath.Datapath
+	keeper   *identity.Keeper
+	metrics  *telemetry.Metrics
+	observer *observer
+	started  time.Time
+	events   chan func()
+	ctx      context.Context
+	tasks    sync.WaitGroup
 
 	snapshot      *source.Snapshot
 	skipped       bool // a snapshot was left out: the next one's Changes do not tell all
@@ -148,7 +159,15 @@ func Run(ctx context.Context, o Options) error {
 		closers:   make(chan struct{}, maxClosers),
 		searchers: make(chan struct{}, maxSearches),
 	}
-	a.keeper = a.newKeeper()
+	a.metrics = a.newMetrics()
+	a.keeper, a.observer, a.started = a.newKeeper(), newObserver(a, o.ObservedPath), time.Now()
+	if o.Registerer != nil {
+		o.Registerer.MustRegister(a.metrics)
+		defer o.Registerer.Unregister(a.metrics)
+	}
+	if o.OnStart != nil {
+		o.OnStart(inspector{a, a.observer})
+	}
 
 	failed := make(chan error, 8)
 	start := func(name string, f func(context.Context) error) {
@@ -168,13 +187,17 @@ func Run(ctx context.Context, o Options) error {
 		start("admin socket", a.serveAdmin(people))
 	}
 	start("trust bundle", a.followBundle)
+	start("observation", a.observer.follow)
 	start("kubelet", a.followKubelet)
 	start("retirement", a.followRetirement)
 	start("container runtime", a.followSandboxes)
 	start("kernel state", a.followKernel)
 	start("control socket", func(ctx context.Context) error { return a.acceptSessions(ctx, listener) })
 	start("refusals", func(ctx context.Context) error {
-		return path.Refusals(ctx, func(r datapath.Refusal) { a.postOrDrop(func() { a.refused(r) }) })
+		return path.Refusals(ctx, func(r datapath.Refusal) {
+			a.metrics.Unreported(r.Suppressed)
+			a.postOrDrop(func() { a.refused(r) })
+		})
 	})
 	a.log.Info("agent started", "node", o.Node, "trust_domain", o.TrustDomain.Name())
 	err = a.loop(ctx, failed)

@@ -267,6 +267,7 @@ func (a *Agent) notEnrolled(pod *source.Pod, err error) {
 // anything of it is reachable. The namespace is its own from here on, also when it fails. listed is the pod as the
 // snapshot has it.
 func (a *Agent) enrollPod(listed, pod *source.Pod, netns *enroll.Netns, container string) error {
+	begin := time.Now()
 	id, err := spiffeid.FromSegments(a.TrustDomain, "ns", pod.Namespace, "sa", pod.ServiceAccount)
 	if err != nil {
 		return errors.Join(fmt.Errorf("identity: %w", err), netns.Close())
@@ -294,6 +295,7 @@ func (a *Agent) enrollPod(listed, pod *source.Pod, netns *enroll.Netns, containe
 	a.keeper.Use(w.principal())
 	a.announce(w)
 	a.closePlaintext(w)
+	a.metrics.Enrolled(time.Since(begin))
 	a.log.Info("pod enrolled", "workload", pod.Ref(), "identity", id.String(), "netns", netns.String(), "cookie", cookie)
 	a.logPolicy(w)
 	a.tellEnrolled(pod)

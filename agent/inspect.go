@@ -21,7 +21,10 @@ import (
 
 // inspector answers the people on the node. Its methods are called by the goroutines of the socket's server; all that
 // needs the agent's state asks the loop.
-type inspector struct{ agent *Agent }
+type inspector struct {
+	agent *Agent
+	*observer
+}
 
 var _ admin.Node = inspector{}
 
@@ -30,8 +33,12 @@ var errEnding = errors.New("agent is ending")
 // inspect runs a question on the loop and waits for it.
 func (i inspector) inspect(ctx context.Context, question func(*Agent) error) error {
 	answer := make(chan error, 1)
-	if !i.agent.post(func() { answer <- question(i.agent) }) {
+	select {
+	case i.agent.events <- func() { answer <- question(i.agent) }:
+	case <-i.agent.ctx.Done():
 		return errEnding
+	case <-ctx.Done(): // the loop stands still
+		return ctx.Err()
 	}
 	select {
 	case err := <-answer:
@@ -274,5 +281,7 @@ func listenAdmin(path string) (*admin.Listener, error) {
 
 // serveAdmin answers people until ctx ends.
 func (a *Agent) serveAdmin(l *admin.Listener) func(context.Context) error {
-	return func(ctx context.Context) error { return admin.Serve(ctx, l, inspector{a}, a.Version, a.log) }
+	return func(ctx context.Context) error {
+		return admin.Serve(ctx, l, inspector{a, a.observer}, a.Version, a.log)
+	}
 }

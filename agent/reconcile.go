@@ -47,6 +47,7 @@ func (a *Agent) apply(s *source.Snapshot) {
 	if changes.All || changes.Local || len(changes.Namespaces) > 0 {
 		a.wanted = a.wantedPods()
 	}
+	written := false
 	for ref, w := range a.byPod {
 		// New policies go with the new labels: with the old ones they might open what neither opens.
 		if pod := a.wanted[ref]; pod != nil && w.isPlaceOf(pod) {
@@ -59,9 +60,12 @@ func (a *Agent) apply(s *source.Snapshot) {
 				}
 			}
 			if renewed || a.policiesTouched(w, &changes) {
-				a.applyModes(w)
+				written = a.applyModes(w) || written
 			}
 		}
+	}
+	if written {
+		a.metrics.ModesWritten(changes.Arrived)
 	}
 	if changes.All || changes.Local || len(changes.Namespaces) > 0 {
 		a.enrollPods()
@@ -194,8 +198,9 @@ func (a *Agent) firstModes(w *workload) (policy.Modes, error) {
 }
 
 // applyModes changes a workload's modes in the order in which nothing opens early: what becomes stricter in
-// the kernel, then the tunnel, then what becomes looser, then the connections that became illegal.
-func (a *Agent) applyModes(w *workload) {
+// the kernel, then the tunnel, then what becomes looser, then the connections that became illegal. It reports
+// whether the kernel enforces other modes now.
+func (a *Agent) applyModes(w *workload) (written bool) {
 	was, decided := w.modes, w.decision
 	modes := a.wantedModes(w, was)
 	if modes.Equal(was) {
@@ -203,21 +208,22 @@ func (a *Agent) applyModes(w *workload) {
 			a.announceUpdate(w)
 			a.logPolicy(w)
 		}
-		return
+		return false
 	}
 	if err := a.path.SetPolicy(w.id, policy.Tighter(was, modes)); err != nil {
 		a.policyFailed(w, err)
-		return
+		return false
 	}
 	w.setModes(modes)
 	a.announceUpdate(w)
 	if err := a.path.SetPolicy(w.id, modes); err != nil {
 		a.policyFailed(w, err)
-		return
+		return false
 	}
 	delete(a.reported, "policy of "+w.pod.Ref())
 	a.logPolicy(w)
 	a.closePlaintext(w)
+	return true
 }
 
 // policyFailed takes over what the kernel enforces now, which is never looser than what was wanted, so that the

@@ -2,14 +2,11 @@ package agent
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/culvert-mesh/culvert/agent/enroll"
 	"github.com/culvert-mesh/culvert/agent/source"
 	"github.com/culvert-mesh/culvert/policy"
 	"github.com/culvert-mesh/culvert/tunnel/control"
@@ -153,133 +150,9 @@ func (a *Agent) resolve(d destination) (answer *control.Route, known bool) {
 		answer.Reason = "the workload is not enrolled here"
 		return answer, w != nil
 	}
-	if service := a.snapshot.ServiceByAddress(d.address); service != nil && a.serves(service, d.address) {
-		a.resolveService(answer, w, service, d.address)
-		return answer, true
-	}
-	pod := a.snapshot.PodByAddress(d.address.Addr())
-	rule := policy.RuleDecision{}
-	if pod != nil {
-		if service, port := a.snapshot.HeadlessService(pod.Namespace, d.address); service != nil {
-			rule = a.rules.Lookup(policyWorkload(w.pod), policy.Ref{Namespace: service.Namespace, Name: service.Name}, port)
-		}
-	}
-	answer.Endpoints = []*control.Endpoint{a.endpoint(w, d.address, rule)}
-	return answer, pod != nil
-}
-
-func (a *Agent) resolveService(answer *control.Route, w *workload, service *source.Service, to netip.AddrPort) {
-	for _, p := range service.Ports {
-		if p.Port != to.Port() {
-			continue
-		}
-		rule := a.rules.Lookup(policyWorkload(w.pod), policy.Ref{Namespace: service.Namespace, Name: service.Name}, p.Port)
-		for _, e := range sample(p.Endpoints) {
-			// An IPv4 address of a dual-stack Service leads to IPv4 endpoints only.
-			if e.Addr().Is4() == to.Addr().Is4() {
-				answer.Endpoints = append(answer.Endpoints, a.endpoint(w, e, rule))
-			}
-		}
-		if len(answer.Endpoints) == 0 {
-			answer.Reason = "Service " + service.Namespace + "/" + service.Name + " has no ready endpoint"
-		}
-		return
-	}
-	answer.Reason = "Service " + service.Namespace + "/" + service.Name + " has no such port"
-}
-
-// sample keeps answers within a message. It always picks the same ones of the same list, so that an unchanged
-// Service gives an unchanged answer.
-func sample(all []netip.AddrPort) []netip.AddrPort {
-	if len(all) <= maxEndpoints {
-		return all
-	}
-	chosen := make([]netip.AddrPort, maxEndpoints)
-	for i := range chosen {
-		chosen[i] = all[i*len(all)/maxEndpoints]
-	}
-	return chosen
-}
-
-// serves reports whether the Service answers for the whole address: at an external one, which may be a node's,
-// only for its ports.
-func (a *Agent) serves(service *source.Service, to netip.AddrPort) bool {
-	if !slices.Contains(service.External, to.Addr().Unmap()) {
-		return true
-	}
-	if a.snapshot.PodByAddress(to.Addr()) != nil {
-		return false // anybody may write a pod's address into a Service of his own
-	}
-	return slices.ContainsFunc(service.Ports, func(p source.ServicePort) bool { return p.Port == to.Port() })
-}
-
-// endpoint decides how one address is reached: mTLS towards an enrolled pod whose port takes it, plaintext
-// towards others, unless a DestinationRule says otherwise.
-func (a *Agent) endpoint(from *workload, to netip.AddrPort, rule policy.RuleDecision) *control.Endpoint {
-	e := &control.Endpoint{Address: to.Addr().AsSlice(), Port: uint32(to.Port())}
-	pod := a.snapshot.PodByAddress(to.Addr())
-	if pod != nil {
-		e.Workload = pod.Ref()
-	}
-	identity, byPolicy := a.mutual(pod, to.Port())
-	e.Reason = byPolicy
-	if rule.Client != policy.Auto {
-		e.Reason = "DestinationRule " + rule.Rule.String()
-	}
-	switch {
-	case pod != nil && pod.Ref() == from.pod.Ref():
-		// A Service led back to the pod that asked: what stays within a pod is never touched.
-		e.Action, e.Reason = control.Action_ACTION_DIRECT, "the pod itself"
-	case rule.Client == policy.Plaintext:
-		e.Action = control.Action_ACTION_DIRECT
-	case rule.Client == policy.Originate:
-		e.Action = control.Action_ACTION_REFUSE
-		e.Reason += ": this agent does not originate such TLS, and never sends plaintext in its place"
-	case identity != "":
-		e.Action, e.Identity = control.Action_ACTION_HBONE, identity
-		if local := a.byPod[pod.Ref()]; local != nil {
-			e.LocalWorkload = local.id
-		}
-	case rule.Client == policy.Mutual:
-		e.Action = control.Action_ACTION_REFUSE
-		e.Reason += " wants mutual TLS, which the destination does not take"
-	default:
-		e.Action = control.Action_ACTION_DIRECT
-	}
-	return e
-}
-
-// mutual returns the identity that a pod proves on a port; none when it is not enrolled or does not take mTLS
-// there. byPolicy is what decided.
-func (a *Agent) mutual(pod *source.Pod, port uint16) (identity, byPolicy string) {
-	if pod == nil {
-		return "", "destination is not in the mesh"
-	}
-	d := a.policies.Effective(policyWorkload(pod)).ForPort(port)
-	if !a.inMesh(pod, d.Mode) {
-		return "", "destination is not in the mesh"
-	}
-	if d.Mode == policy.Disable {
-		return "", d.Policy.String()
-	}
-	id, err := spiffeid.FromSegments(a.TrustDomain, "ns", pod.Namespace, "sa", pod.ServiceAccount)
-	if err != nil {
-		return "", "destination has no valid identity"
-	}
-	return id.String(), d.Policy.String()
-}
-
-// inMesh reports whether a tunnel stands before the pod. On this node the agent knows; of others it is what their
-// node says by the annotation, not what labels wish for. But a STRICT port takes nothing else: there the wish is
-// enough, so that a missing annotation never sends plaintext to it.
-func (a *Agent) inMesh(pod *source.Pod, mode policy.Mode) bool {
-	if pod.Redirection == source.RedirectionEnabled || a.byPod[pod.Ref()] != nil {
-		return true
-	}
-	if pod.Redirection == source.RedirectionAbsent && mode != policy.Strict {
-		return false
-	}
-	return enroll.Decide(a.snapshot.Namespace(pod.Namespace), pod, a.Enroll).Enrolled
+	r := a.router()
+	answer.Endpoints, answer.Reason, known = r.route(w.pod, d.address)
+	return answer, known
 }
 
 func wireMode(m policy.Mode) control.Mode {

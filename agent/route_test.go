@@ -177,7 +177,8 @@ func TestPodOfAnotherNodeIsReachedAsItsNodeAnnounced(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := routing(nil, nil)
 			pod := &source.Pod{Namespace: "far", Name: "p", Labels: tc.labels, Redirection: tc.redirection}
-			if got := a.inMesh(pod, tc.mode); got != tc.want {
+			r := a.router()
+			if got := r.inMesh(pod, tc.mode); got != tc.want {
 				t.Errorf("got %v", got)
 			}
 		})

@@ -34,6 +34,7 @@ type session struct {
 	unknown map[destination]struct{}
 
 	waiting atomic.Int64 // sockets in the queue
+	since   time.Time
 
 	holds holdings // the loop's
 }
@@ -112,7 +113,7 @@ func (a *Agent) acceptSessions(ctx context.Context, l *control.Listener) error {
 			continue
 		}
 		s := &session{conn: conn, queue: make(chan outgoing, outgoingBacklog), gone: make(chan struct{}),
-			routes: map[destination]*control.Route{}}
+			routes: map[destination]*control.Route{}, since: time.Now()}
 		select {
 		case places <- struct{}{}:
 		default:
@@ -191,6 +192,8 @@ func (a *Agent) read(s *session) {
 			}
 			id, err := a.adopt(m.Holding)
 			a.post(func() { a.held(s, id, err) })
+		case *control.FromTunnel_Flows:
+			a.observer.take(m.Flows)
 		case *control.FromTunnel_Verified:
 			a.post(func() { a.verified(m.Verified) })
 		}
@@ -258,6 +261,7 @@ func (a *Agent) announceUpdate(w *workload) {
 }
 
 func (a *Agent) refused(r datapath.Refusal) {
+	a.observer.refused(r)
 	w := a.workloads[r.Cookie]
 	if w == nil {
 		return

@@ -40,7 +40,7 @@ func (a *Agent) newKeeper() *identity.Keeper {
 		func(id spiffeid.ID) {
 			a.post(func() { a.tellSVID(id, slices.Collect(maps.Keys(a.sessions))...) })
 		},
-		identity.Grace(svidGrace), identity.HoldOff(svidHoldOff),
+		identity.Grace(svidGrace), identity.HoldOff(svidHoldOff), identity.OnAttempt(a.metrics.Attempted),
 		identity.OnDrop(func(id spiffeid.ID) {
 			a.post(func() {
 				if !a.keeper.Uses(id) {

@@ -61,6 +61,7 @@ func TestAgentTakesOverWhatTheTunnelHolds(t *testing.T) {
 		events := make(chan func(), 100)
 		a := &Agent{Options: Options{Issuer: issuer, TrustDomain: domain}, log: slog.New(slog.DiscardHandler),
 			ctx: t.Context(), events: events, sessions: map[*session]struct{}{}}
+		a.metrics = a.newMetrics()
 		a.keeper = a.newKeeper()
 		defer a.keeper.Close()
 		for _, account := range []string{"cart", "till", "fresh"} {
@@ -124,6 +125,7 @@ func TestTunnelThatTakesOverGetsWhatTheOldOneNamesLater(t *testing.T) {
 		issuer := newCounting(t)
 		a := &Agent{Options: Options{Issuer: issuer, TrustDomain: domain}, log: slog.New(slog.DiscardHandler),
 			ctx: t.Context(), events: make(chan func(), 100), sessions: map[*session]struct{}{}}
+		a.metrics = a.newMetrics()
 		a.keeper = a.newKeeper()
 		defer a.keeper.Close()
 		a.keeper.Use(principal("cart"))
@@ -169,7 +171,7 @@ func TestFarSideOfAHandshake(t *testing.T) {
 		x.SetPod(p)
 	}
 	snapshot := x.Snapshot()
-	i := inspector{&Agent{Options: Options{TrustDomain: domain}}}
+	i := inspector{agent: &Agent{Options: Options{TrustDomain: domain}}}
 	for _, test := range []struct{ to, address, identity, err string }{
 		{to: "n/local", address: "10.0.0.1:15008", identity: "spiffe://cluster.local/ns/n/sa/one"},
 		{to: "n/far", address: "10.0.0.2:15008", identity: "spiffe://cluster.local/ns/n/sa/two"},

@@ -28,6 +28,12 @@ type Node interface {
 	// Handshake has the tunnel make a handshake as a connection of the workload from ("namespace/name", of this node)
 	// to the workload to would make it. A handshake that failed is no error, but in the answer.
 	Handshake(ctx context.Context, from, to string) (*Handshake, error)
+	Flows
+	Ready
+	Reporter
+	StatusNode
+	DescribeNode
+	CanNode
 }
 
 // Answer is part of every answer. The server fills it in.

@@ -24,6 +24,7 @@ import (
 
 // node is a fake agent.
 type node struct {
+	Node
 	certificates func(context.Context) (*Certificates, error)
 	handshake    func(ctx context.Context, from, to string) (*Handshake, error)
 }
@@ -122,7 +123,7 @@ func TestErrorsOfTheNodeKeepTheirMeaning(t *testing.T) {
 func TestACallThatTheAgentDoesNotKnowNamesBothVersions(t *testing.T) {
 	path := socket(t)
 	serve(t, path, node{}, "v1")
-	err := NewClient(path, "v9").call(t.Context(), http.MethodGet, "/v1/flows", nil, nil)
+	err := NewClient(path, "v9").call(t.Context(), http.MethodGet, "/v1/none", nil, nil)
 	if err == nil || !strings.Contains(err.Error(), "the agent is Culvert v1, this is v9") || !strings.Contains(err.Error(), "no such call") {
 		t.Errorf("error %v", err)
 	}

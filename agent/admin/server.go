@@ -94,6 +94,12 @@ func newServer(node Node, version string, log *slog.Logger) http.Handler {
 		}
 		return h, err
 	}))
+	registerFlows(mux, s, node)
+	registerReadiness(mux, s, node)
+	registerBugreport(mux, s, node)
+	registerStatus(mux, s, node)
+	registerDescribe(mux, s, node)
+	registerCan(mux, s, node)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.write(w, http.StatusNotFound, failure{Error: fmt.Sprintf("no such call: %.100q", r.Method+" "+r.URL.Path)})
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,7 +15,9 @@ import (
 	"github.com/culvert-mesh/culvert/agent/admin"
 	"github.com/culvert-mesh/culvert/agent/datapath"
 	"github.com/culvert-mesh/culvert/agent/enroll"
+	"github.com/culvert-mesh/culvert/agent/nodepage"
 	"github.com/culvert-mesh/culvert/agent/source/file"
+	"github.com/culvert-mesh/culvert/agent/telemetry"
 )
 
 const defaultBPFFS = "/sys/fs/bpf/culvert"
@@ -27,7 +30,7 @@ type agentFlags struct {
 	identity                                 identityFlags
 	adminSocket                              string
 	injectionLabel                           bool
-	statusAddress                            string
+	statusAddress, metricsAddress            string
 	logging                                  logging
 	kube                                     kubeFlags
 }
@@ -44,10 +47,25 @@ enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' 
   culvert agent --kube --node "$NODE_NAME" --ca-address culvert-ca.culvert-system.svc:15012 --cni-conf-dir /etc/cni/net.d`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			options, err := f.options()
+			status, err := listenStatus(f.statusAddress)
 			if err != nil {
 				return err
 			}
+			if err := status.openMetrics(f.metricsAddress); err != nil {
+				return err
+			}
+			log, endLog, err := f.logging.queued(status.registry)
+			if err != nil {
+				return err
+			}
+			defer endLog()
+			options, err := f.options(log)
+			if err != nil {
+				return err
+			}
+			page := new(startingSource)
+			options.OnStart = page.start
+			status.level, status.page = &f.logging.inForce, nodepage.Handler(page, log)
 			issuer, end, err := f.identity.issuer(options.TrustDomain, options.Logger)
 			if err != nil {
 				return err
@@ -55,16 +73,14 @@ enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' 
 			defer end()
 			options.Issuer = issuer
 			if f.kube.enabled {
-				k, err := f.newKubeAgent(options)
+				k, err := f.newKubeAgent(options, status)
 				if err != nil {
 					return err
 				}
 				return k.run(c.Context())
 			}
-			status, err := listenStatus(f.statusAddress)
-			if err != nil {
-				return err
-			}
+			status.registry.MustRegister(telemetry.BuildInfo("agent", version))
+			options.Registerer = status.registry
 			options.OnReady = func() { status.ready.Store(true) }
 			return runTogether(c.Context(), status.run, func(ctx context.Context) error { return agent.Run(ctx, options) })
 		},
@@ -82,6 +98,7 @@ enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' 
 	flags.BoolVar(&f.injectionLabel, "injection-label", true, "enrol namespaces labelled istio-injection=enabled too")
 	flags.StringVar(&f.statusAddress, "status-address", "", "where /healthz, /readyz and /metrics are served; empty: nowhere")
 	flags.StringVar(&f.adminSocket, "admin-socket", "", "unix socket on which 'culvert certs' finds the agent (default: admin.sock beside --control)")
+	flags.StringVar(&f.metricsAddress, "metrics-address", "", "where /metrics alone is served as well, for a Prometheus elsewhere; empty: nowhere")
 	f.identity.register(c)
 	f.kube.register(c)
 	f.logging.register(c)
@@ -94,7 +111,7 @@ func registerPlaces(c *cobra.Command, bpffs, cgroup *string) {
 	c.Flags().StringVar(cgroup, "cgroup", "", "cgroup2 folder whose processes are governed (default: where cgroup2 is mounted)")
 }
 
-func (f *agentFlags) options() (agent.Options, error) {
+func (f *agentFlags) options(log *slog.Logger) (agent.Options, error) {
 	var none agent.Options
 	if os.Geteuid() != 0 {
 		return none, errors.New("agent: needs root, to load BPF programs and enter pods' network namespaces")
@@ -115,10 +132,6 @@ func (f *agentFlags) options() (agent.Options, error) {
 	if f.adminSocket == "" {
 		f.adminSocket = filepath.Join(filepath.Dir(f.controlPath), filepath.Base(admin.DefaultSocket))
 	}
-	log, err := f.logging.logger(os.Stderr)
-	if err != nil {
-		return none, err
-	}
 	td, aliases, err := f.identity.domains()
 	if err != nil {
 		return none, err
@@ -131,6 +144,7 @@ func (f *agentFlags) options() (agent.Options, error) {
 		Node:        f.node,
 		TrustDomain: td, TrustDomainAliases: aliases,
 		AdminPath: f.adminSocket, Version: version,
+		ObservedPath:  filepath.Join(filepath.Dir(f.adminSocket), "observed.json"),
 		Datapath:      datapath.Options{BPFFS: f.bpffs, Cgroup: f.cgroup, Logger: log},
 		ControlPath:   f.controlPath,
 		TunnelUID:     f.tunnelUID,

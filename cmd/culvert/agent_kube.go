@@ -25,6 +25,7 @@ import (
 	"github.com/culvert-mesh/culvert/agent/source"
 	"github.com/culvert-mesh/culvert/agent/source/kube"
 	"github.com/culvert-mesh/culvert/agent/source/kube/report"
+	"github.com/culvert-mesh/culvert/agent/telemetry"
 )
 
 // leftoverPatience is how long what is enforced somewhere stays when no pod is known that it belongs to: the API server's
@@ -94,17 +95,14 @@ type kubeAgent struct {
 	known     *lastSnapshot
 }
 
-func (f *agentFlags) newKubeAgent(base agent.Options) (*kubeAgent, error) {
-	k := &kubeAgent{flags: f, log: base.Logger, options: base}
+func (f *agentFlags) newKubeAgent(base agent.Options, status *statusServer) (*kubeAgent, error) {
+	k := &kubeAgent{flags: f, log: base.Logger, options: base, status: status}
 	if err := f.kube.check(); err != nil {
 		return nil, err
 	}
 	kube.LogTo(k.log)
 	config, err := kube.Config(f.kube.kubeconfig, "culvert-agent")
 	if err != nil {
-		return nil, err
-	}
-	if k.status, err = listenStatus(f.statusAddress); err != nil {
 		return nil, err
 	}
 	if k.source, err = kube.New(kube.Options{
@@ -133,6 +131,8 @@ func (f *agentFlags) newKubeAgent(base agent.Options) (*kubeAgent, error) {
 		}
 		k.options.CNIPath = f.kube.cniSocket
 	}
+	k.status.registry.MustRegister(telemetry.BuildInfo("agent", version))
+	k.options.Registerer = k.status.registry
 	k.known = &lastSnapshot{Source: k.source}
 	k.options.Source, k.options.Locator, k.options.Reporter = k.known, k.runtime, k.enrolled
 	k.options.Retiring, k.options.Patience = k.source.Uninstalling(), leftoverPatience
@@ -299,6 +299,14 @@ func (l *lastSnapshot) Run(ctx context.Context, publish func(*source.Snapshot)) 
 		l.last.Store(s)
 		publish(s)
 	})
+}
+
+// Stale names the resources that are not followed at present.
+func (l *lastSnapshot) Stale() []string {
+	if s, ok := l.Source.(*kube.Source); ok {
+		return s.Stale()
+	}
+	return nil
 }
 
 // annotated returns the pods of this node that carry the annotation, whoever put it on.

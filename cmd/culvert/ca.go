@@ -5,11 +5,14 @@ import (
 	"os"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/agent/identity/ca/server"
 	"github.com/culvert-mesh/culvert/agent/source/kube"
+	"github.com/culvert-mesh/culvert/agent/telemetry"
 )
 
 func newCACommand() *cobra.Command {
@@ -42,6 +45,9 @@ namespace, and to agents by a stream.`,
 			}
 			if options.SVIDLife < minSVIDLife {
 				return fmt.Errorf("ca: --svid-ttl %s is less than %s", options.SVIDLife, minSVIDLife)
+			}
+			options.Collectors = []prometheus.Collector{
+				telemetry.BuildInfo("ca", version), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 			}
 			kube.LogTo(options.Logger)
 			return server.Run(c.Context(), options)

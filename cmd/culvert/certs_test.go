@@ -21,6 +21,7 @@ import (
 
 // fakeNode is an agent that knows what it was told.
 type fakeNode struct {
+	admin.Node
 	certificates *admin.Certificates
 	handshake    *admin.Handshake
 	hang         chan struct{} // nil: it answers at once

@@ -22,14 +22,14 @@ func TestLoggerOnAFullDiskLosesLinesAndNothingElse(t *testing.T) {
 
 func TestLoggerFlags(t *testing.T) {
 	tests := map[string]struct {
-		flags logging
+		flags *logging
 		want  string // in the line, or in the error
 		fails bool
 	}{
-		"json":           {flags: logging{"json", "info"}, want: `"msg":"hello"`},
-		"text":           {flags: logging{"text", "warn"}, want: "msg=hello"},
-		"unknown format": {flags: logging{"xml", "info"}, want: "--log-format", fails: true},
-		"unknown level":  {flags: logging{"text", "loud"}, want: "--log-level", fails: true},
+		"json":           {flags: &logging{format: "json", level: "info"}, want: `"msg":"hello"`},
+		"text":           {flags: &logging{format: "text", level: "warn"}, want: "msg=hello"},
+		"unknown format": {flags: &logging{format: "xml", level: "info"}, want: "--log-format", fails: true},
+		"unknown level":  {flags: &logging{format: "text", level: "loud"}, want: "--log-level", fails: true},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -2,8 +2,8 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -13,60 +13,60 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/agent/enroll"
+	"github.com/culvert-mesh/culvert/agent/source"
 	"github.com/culvert-mesh/culvert/agent/source/file"
+	"github.com/culvert-mesh/culvert/agent/source/kube"
 	"github.com/culvert-mesh/culvert/policy"
 )
 
-func newPolicyCommand() *cobra.Command {
+func newPolicyCommand() *cobra.Command { return policyCommand(kube.Read) }
+
+// clusterReader is kube.Read.
+type clusterReader func(context.Context, kube.Access) (source.Contents, error)
+
+func policyCommand(read clusterReader) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "policy",
-		Short: "Explain and check PeerAuthentication and DestinationRule from manifests",
-		Args:  cobra.NoArgs,
+		Short: "Explain and check PeerAuthentication and DestinationRule, of manifests or a cluster",
+		Args:  arguments(cobra.NoArgs),
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newExplainCommand(), newLintCommand())
+	c.SetFlagErrorFunc(badFlags)
+	c.AddCommand(newExplainCommand(read), newLintCommand(read))
 	return c
 }
 
-// policyFlags are common to the commands that read manifests.
+// policyFlags are common to the commands that read manifests, or a cluster.
 type policyFlags struct {
 	files          []string
+	access         kube.Access
+	readCluster    clusterReader
 	root           string
 	output         string
 	injectionLabel bool
 }
 
 func (f *policyFlags) add(c *cobra.Command) {
-	c.Flags().StringArrayVarP(&f.files, "filename", "f", nil, "file or folder of manifests, or - for standard input; may be repeated")
+	c.Flags().StringArrayVarP(&f.files, "filename", "f", nil, "file or folder of manifests, or - for standard input; may be repeated (default: the cluster)")
+	c.Flags().StringVar(&f.access.Kubeconfig, "kubeconfig", "", "without -f: file that says how the API server is reached (default: as kubectl does)")
+	c.Flags().StringVar(&f.access.Context, "context", "", "without -f: context of the kubeconfig (default: the current one)")
 	c.Flags().StringVar(&f.root, "root-namespace", policy.DefaultRootNamespace, "the mesh's root namespace")
 	c.Flags().StringVarP(&f.output, "output", "o", "table", "table or json")
 	c.Flags().BoolVar(&f.injectionLabel, "injection-label", true, "the namespace label istio-injection=enabled enrols, too")
 }
 
 func (f *policyFlags) check() error {
-	if len(f.files) == 0 {
-		return errors.New("say what to read with -f FILE, -f FOLDER or -f - for standard input")
+	if len(f.files) > 0 && (f.access.Kubeconfig != "" || f.access.Context != "") {
+		return usage("-f reads manifests: it excludes --kubeconfig and --context")
 	}
 	if f.output != "table" && f.output != "json" {
-		return fmt.Errorf("-o %q: must be table or json", f.output)
+		return usage("-o %q: must be table or json", f.output)
 	}
 	return nil
 }
 
 func (f *policyFlags) enroll() enroll.Options {
 	return enroll.Options{InjectionLabel: f.injectionLabel}
-}
-
-// read reads the manifests and says on standard error what was wrong and what was passed over.
-func (f *policyFlags) read(c *cobra.Command) file.Result {
-	r := file.Read(f.files, c.InOrStdin())
-	for _, e := range r.Errors {
-		fmt.Fprintln(c.ErrOrStderr(), e)
-	}
-	if len(r.Skipped) > 0 {
-		fmt.Fprintln(c.ErrOrStderr(), "passed over:", counts(r.Skipped))
-	}
-	return r
 }
 
 func counts(kinds map[string]int) string {

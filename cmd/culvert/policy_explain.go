@@ -16,18 +16,20 @@ import (
 	"github.com/culvert-mesh/culvert/policy"
 )
 
-func newExplainCommand() *cobra.Command {
-	var f policyFlags
+func newExplainCommand(read clusterReader) *cobra.Command {
+	f := policyFlags{readCluster: read}
 	c := &cobra.Command{
-		Use:   "explain -f FILE|FOLDER [-f ...] [NAMESPACE/POD[:PORT]]",
+		Use:   "explain [-f FILE|FOLDER ...] [NAMESPACE/POD[:PORT]]",
 		Short: "Say which mode holds for each pod and port, and which policy decides it",
 		Long: `Say which mode holds for each pod and port, and which policy decides it.
 
-The manifests may hold anything: Namespaces, Pods, PeerAuthentications and so on are read, other kinds are counted.
+Without -f the Namespaces, Pods, Services, PeerAuthentications and DestinationRules of the cluster are read, which takes
+permission to list them. Manifests may hold anything: Namespaces, Pods, PeerAuthentications and so on are read, other kinds are counted.
 The exit code is 1 if a document could not be used; what could be used is explained all the same.`,
-		Example: `  culvert policy explain -f manifests/
+		Example: `  culvert policy explain shop/cart-7f9c:8080
+  culvert policy explain -f manifests/
   kubectl get ns,pods,peerauthentications -A -o yaml | culvert policy explain -f - default/productpage:9080`,
-		Args: cobra.MaximumNArgs(1),
+		Args: arguments(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err
@@ -68,7 +70,10 @@ type explainedPort struct {
 }
 
 func explain(c *cobra.Command, f *policyFlags, target string) error {
-	r := f.read(c)
+	r, err := f.read(c)
+	if err != nil {
+		return err
+	}
 	snapshot := source.NewSnapshot("", r.Contents)
 	pods := make([]*source.Pod, 0, len(r.Pods))
 	for i := range r.Pods {
@@ -76,7 +81,6 @@ func explain(c *cobra.Command, f *policyFlags, target string) error {
 	}
 	name, port, hasPort := strings.Cut(target, ":")
 	if target != "" {
-		var err error
 		if pods, err = onlyPod(pods, name); err != nil {
 			return err
 		}
@@ -109,7 +113,7 @@ func onlyPod(pods []*source.Pod, name string) ([]*source.Pod, error) {
 			return []*source.Pod{p}, nil
 		}
 	}
-	return nil, fmt.Errorf("pod %s is not in the manifests", name)
+	return nil, fmt.Errorf("pod %s is not among what was read", name)
 }
 
 func workloadOf(p *source.Pod) policy.Workload {

@@ -14,17 +14,20 @@ import (
 	"github.com/culvert-mesh/culvert/policy"
 )
 
-func newLintCommand() *cobra.Command {
-	var f policyFlags
+func newLintCommand(read clusterReader) *cobra.Command {
+	f := policyFlags{readCluster: read}
 	var domain string
 	var strict bool
 	c := &cobra.Command{
-		Use:   "lint -f FILE|FOLDER [-f ...]",
+		Use:   "lint [-f FILE|FOLDER ...]",
 		Short: "Find mistakes in PeerAuthentications and DestinationRules",
 		Long: `Find mistakes in PeerAuthentications and DestinationRules: what the API refuses (errors), and what it
 accepts but was probably not meant (warnings). With Pods and Services among the manifests more is found.
+Without -f the cluster is read, which takes permission to list Namespaces, Pods, Services and both kinds of policy.
 The exit code is 1 on errors, and with --strict also on warnings.`,
-		Args: cobra.NoArgs,
+		Example: `  culvert policy lint --strict
+  culvert policy lint -f manifests/ -o json`,
+		Args: arguments(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := f.check(); err != nil {
 				return err
@@ -47,7 +50,10 @@ type remark struct {
 }
 
 func lint(c *cobra.Command, f *policyFlags, domain string, strict bool) error {
-	r := f.read(c)
+	r, err := f.read(c)
+	if err != nil {
+		return err
+	}
 	broken := make([]remark, 0, len(r.Errors))
 	for _, e := range r.Errors {
 		broken = append(broken, remark{
@@ -55,7 +61,6 @@ func lint(c *cobra.Command, f *policyFlags, domain string, strict bool) error {
 		})
 	}
 	found := located(policy.Lint(lintInput(r, f, domain)), r.Objects)
-	var err error
 	if f.output == "json" {
 		err = writeJSON(c.OutOrStdout(), append(broken, found...))
 	} else {
@@ -99,7 +104,7 @@ func located(findings []policy.Finding, objects []file.Object) []remark {
 func printRemarks(w io.Writer, all []remark) error {
 	var b strings.Builder
 	for _, r := range all {
-		if r.File != "" {
+		if r.Line > 0 {
 			fmt.Fprintf(&b, "%s:%d: ", r.File, r.Line)
 		}
 		fmt.Fprintln(&b, r.Finding)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/culvert-mesh/culvert/agent/source"
+	"github.com/culvert-mesh/culvert/agent/source/kube"
 )
 
 const policyManifests = `
@@ -49,7 +53,9 @@ metadata: {name: d}
 // runPolicy runs `culvert policy ARGS` on standard input.
 func runPolicy(stdin string, args ...string) (stdout, stderr string, err error) {
 	var out, errOut bytes.Buffer
-	c := newPolicyCommand()
+	c := policyCommand(func(context.Context, kube.Access) (source.Contents, error) {
+		return source.Contents{}, errors.New("API server: no kubeconfig is set")
+	})
 	c.SilenceErrors, c.SilenceUsage = true, true
 	c.SetArgs(args)
 	c.SetIn(strings.NewReader(stdin))
@@ -108,7 +114,7 @@ func TestExplainArguments(t *testing.T) {
 		{"n/a:web", "port 9080: PERMISSIVE, decided by n/a", ""},
 		{"n/a:1", "port 1: STRICT, decided by n/strict", ""},
 		{"n/b", "enrolled: no (opted out by pod label", ""},
-		{"n/nobody", "", "pod n/nobody is not in the manifests"},
+		{"n/nobody", "", "pod n/nobody is not among what was read"},
 		{"n", "", "NAMESPACE/POD"},
 		{"n/a:0", "", "port \"0\""},
 		{"n/a:65536", "", "port \"65536\""},

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+
 	"github.com/spf13/cobra"
 )
 
@@ -15,7 +17,9 @@ func newRootCommand() *cobra.Command {
 		// Errors are printed once, by main, and a failing run is no reason to print the usage.
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: displayName(os.Args[0])},
 	}
+	root.SetFlagErrorFunc(badFlags)
 	root.AddCommand(
 		newAgentCommand(),
 		newTunnelCommand(),
@@ -23,10 +27,17 @@ func newRootCommand() *cobra.Command {
 		newCRDsCommand(),
 		newPolicyCommand(),
 		newDemoCommand(),
+		newStatusCommand(),
+		newDescribeCommand(),
+		newCanCommand(),
 		newCertsCommand(),
+		newFlowsCommand(),
+		newReadinessCommand(),
+		newBugreportCommand(),
 		newCheckCommand(),
 		newUninstallCommand(),
 		newPrepareCommand(),
+		newExitCodesTopic(),
 	)
 	return root
 }

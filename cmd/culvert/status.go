@@ -4,14 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	logqueue "github.com/culvert-mesh/culvert/tunnel/logging"
 )
 
 const (
@@ -25,6 +30,36 @@ type statusServer struct {
 	listener net.Listener
 	registry *prometheus.Registry
 	ready    atomic.Bool
+	metrics  http.Handler   // in place of the registry's own; may be nil
+	level    *slog.LevelVar // of the log, which may be changed; may be nil
+	page     http.Handler   // for people; may be nil
+	open     net.Listener   // where metrics alone are served, to whoever can reach it; may be nil
+}
+
+// openMetrics serves metrics on another address too, for a Prometheus that cannot reach loopback.
+func (s *statusServer) openMetrics(address string) error {
+	if address == "" {
+		return nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("--metrics-address: %w", err)
+	}
+	s.open = l
+	return nil
+}
+
+// onlyLocal is for what nobody may do from elsewhere: the address may be reachable from the whole cluster, so that
+// Prometheus can read metrics.
+func onlyLocal(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil || !from.Addr().Unmap().IsLoopback() {
+			http.Error(w, "only from this machine: kubectl port-forward, for one", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // listenStatus opens the address, so that a wrong one is an error at the start. An empty one is nil: no server.
@@ -44,10 +79,21 @@ func listenStatus(address string) (*statusServer, error) {
 
 // run serves until ctx ends.
 func (s *statusServer) run(ctx context.Context) error {
-	if s.listener == nil {
-		<-ctx.Done()
-		return nil
+	metrics := s.metrics
+	if metrics == nil {
+		metrics = promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 2, Timeout: statusTimeout})
 	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serveUntil(ctx, s.listener, s.handler(metrics)) })
+	group.Go(func() error {
+		alone := http.NewServeMux()
+		alone.Handle("GET /metrics", metrics)
+		return serveUntil(ctx, s.open, alone)
+	})
+	return group.Wait()
+}
+
+func (s *statusServer) handler(metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -57,11 +103,26 @@ func (s *statusServer) run(ctx context.Context) error {
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 2, Timeout: statusTimeout}))
-	server := &http.Server{Handler: mux, ReadTimeout: statusTimeout, WriteTimeout: 2 * statusTimeout, MaxHeaderBytes: maxStatusHeader}
+	mux.Handle("GET /metrics", metrics)
+	if s.level != nil {
+		mux.Handle("/loglevel", onlyLocal(logqueue.LevelHandler(s.level)))
+	}
+	if s.page != nil {
+		mux.Handle("/", s.page)
+	}
+	return mux
+}
+
+// serveUntil serves until ctx ends; nothing, without a listener.
+func serveUntil(ctx context.Context, l net.Listener, h http.Handler) error {
+	if l == nil {
+		<-ctx.Done()
+		return nil
+	}
+	server := &http.Server{Handler: h, ReadTimeout: statusTimeout, WriteTimeout: 2 * statusTimeout, MaxHeaderBytes: maxStatusHeader}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
-	if err := server.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("status server: %w", err)
 	}
 	return nil

@@ -3,14 +3,15 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/culvert-mesh/culvert/agent/datapath/flows"
+	agenttelemetry "github.com/culvert-mesh/culvert/agent/telemetry"
 	"github.com/culvert-mesh/culvert/tunnel"
+	"github.com/culvert-mesh/culvert/tunnel/telemetry"
 )
 
 func newTunnelCommand() *cobra.Command {
@@ -18,6 +19,7 @@ func newTunnelCommand() *cobra.Command {
 		options  tunnel.Options
 		sameNode string
 		address  string
+		sample   float64
 		logs     logging
 	)
 	c := &cobra.Command{
@@ -28,10 +30,24 @@ TLS and HTTP/2. It needs no capability and calls nothing that container
 runtimes forbid by default; run it as a user of its own.`,
 		Example: `  culvert tunnel --control /run/culvert/control.sock`,
 		Args:    cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) (err error) {
-			if options.Logger, err = logs.logger(os.Stderr); err != nil {
+		RunE: func(c *cobra.Command, _ []string) error {
+			status, err := listenStatus(address)
+			if err != nil {
 				return err
 			}
+			log, end, err := logs.queued(status.registry)
+			if err != nil {
+				return err
+			}
+			defer end()
+			options.Logger, status.level = log, &logs.inForce
+			if sample < 0 || sample > 1 {
+				return fmt.Errorf("--access-log-sample %g: want a share between 0 and 1", sample)
+			}
+			options.AccessLog = &tunnel.AccessLog{Sample: sample}
+			options.Metrics = telemetry.New()
+			status.registry.MustRegister(options.Metrics, agenttelemetry.BuildInfo("tunnel", version))
+			status.metrics = options.Metrics.Handler(status.registry)
 			if options.DrainTimeout < 0 {
 				return fmt.Errorf("--drain-timeout %s: is negative", options.DrainTimeout)
 			}
@@ -44,10 +60,6 @@ runtimes forbid by default; run it as a user of its own.`,
 				return fmt.Errorf("--same-node %q: want splice or mtls", sameNode)
 			}
 			options.Redirection = flows.Flows{}
-			status, err := listenStatus(address)
-			if err != nil {
-				return err
-			}
 			// Once it has met an agent it serves, whether or not the agent is there.
 			options.OnSession = func(connected bool) { status.ready.Store(status.ready.Load() || connected) }
 			return runTogether(c.Context(), status.run, func(ctx context.Context) error { return tunnel.Run(ctx, options) })
@@ -58,6 +70,7 @@ runtimes forbid by default; run it as a user of its own.`,
 	flags.StringVar(&sameNode, "same-node", "splice", "between pods of this node: splice (identities checked, no TLS) or mtls")
 	flags.DurationVar(&options.DrainTimeout, "drain-timeout", 5*time.Second, "how long open connections may go on when asked to stop")
 	flags.StringVar(&address, "status-address", "", "where /healthz, /readyz and /metrics are served; empty: nowhere")
+	flags.Float64Var(&sample, "access-log-sample", 1, "share of finished connections that are logged, 0 to 1; refused and failed ones always are")
 	logs.register(c)
 	return c
 }

@@ -149,9 +149,12 @@ func (m *Mesh) newNode(l *lab.Node) *Node {
 	return n
 }
 
+// statusAddress is where the agent of a node answers, in the node's network namespace.
+const statusAddress = "127.0.0.1:15020"
+
 func (m *Mesh) agentArguments(n *Node) []string {
 	argv := []string{
-		m.binary, "agent", "--config", m.configDir, "--node", n.lab.Name, "--bpffs", n.lab.BPFFS, "--cgroup", n.lab.Cgroup,
+		m.binary, "agent", "--status-address", statusAddress, "--config", m.configDir, "--node", n.lab.Name, "--bpffs", n.lab.BPFFS, "--cgroup", n.lab.Cgroup,
 		"--control", n.control, "--tunnel-uid", strconv.Itoa(tunnelUID), "--trust-domain", trustDomain,
 		"--svid-ttl", svidLife.String(), "--ca-cert", "/dev/fd/3", "--ca-key", "/dev/fd/4",
 		"--log-format", "json", "--log-level", "debug",
@@ -259,6 +262,29 @@ func (m *Mesh) Apply(ctx context.Context, names ...string) error {
 		}
 	}
 	return nil
+}
+
+// Node returns a node of the lab, a or b.
+func (m *Mesh) Node(name string) *lab.Node { return m.node(name).lab }
+
+// AdminSocket is where root asks the agent of a node.
+func (m *Mesh) AdminSocket(node string) string {
+	return filepath.Join(filepath.Dir(m.node(node).control), "admin.sock")
+}
+
+// PageURL is the page of a node, in the node's network namespace.
+func (m *Mesh) PageURL() string { return "http://" + statusAddress + "/" }
+
+// Binary is the program that runs.
+func (m *Mesh) Binary() string { return m.binary }
+
+func (m *Mesh) node(name string) *Node {
+	for _, n := range m.nodes {
+		if n.lab.Name == name {
+			return n
+		}
+	}
+	panic("demo: no node " + name)
 }
 
 // Netns is the path of a pod's network namespace.

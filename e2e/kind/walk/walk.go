@@ -78,7 +78,7 @@ func groups() []group {
 	all := []group{installation()}
 	all = append(all, walkthrough()...)
 	return append(all, control(), openConnections(), services(), probes(), firstPackets(), reports(), badInput(), manyPolicies(),
-		certificates(), rotation(), rotationOfTheCA(), restarts(), nodeRestart(), churn(), removal())
+		answers(), certificates(), rotation(), rotationOfTheCA(), restarts(), nodeRestart(), churn(), removal())
 }
 
 // suite is one run.

@@ -1,0 +1,89 @@
+package agent
+
+import (
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+
+	"github.com/culvert-mesh/culvert/agent/admin"
+	"github.com/culvert-mesh/culvert/agent/source"
+)
+
+// maxCandidates bounds how many names an error has.
+const maxCandidates = 10
+
+// podNamed finds a pod of any node by "namespace/name", or by a name that only one namespace has.
+func podNamed(s *source.Snapshot, name string) (*source.Pod, error) {
+	if p := s.LocalPod(name); p != nil {
+		return p, nil
+	}
+	return named("pod", name, s.All(), (*source.Pod).Ref)
+}
+
+// serviceNamed is podNamed for Services.
+func serviceNamed(s *source.Snapshot, name string) (*source.Service, error) {
+	return named("Service", name, s.Services(), (*source.Service).Ref)
+}
+
+// named finds what has a name among all; the error lists what may have been meant.
+func named[T any](kind, name string, all iter.Seq[T], ref func(T) string) (found T, err error) {
+	var exact []T
+	var refs []string
+	for v := range all {
+		r := ref(v)
+		_, bare, _ := strings.Cut(r, "/")
+		if r == name || bare == name {
+			exact = append(exact, v)
+		}
+		refs = append(refs, r)
+	}
+	switch {
+	case len(exact) == 1:
+		return exact[0], nil
+	case len(exact) > 1:
+		var same []string
+		for _, v := range exact {
+			same = append(same, ref(v))
+		}
+		return found, fmt.Errorf("%s %s is in several namespaces: say which of %s: %w", kind, name, someNames(same), admin.ErrUnknownWorkload)
+	}
+	text := fmt.Sprintf("%s %s is not known", kind, name)
+	if like := similar(name, refs); len(like) > 0 {
+		text += "; there are " + someNames(like)
+	}
+	return found, fmt.Errorf("%s: %w", text, admin.ErrUnknownWorkload)
+}
+
+// similar are the names that begin as this one does: what replaces a pod has its name but for the end.
+func similar(name string, refs []string) []string {
+	for stem := name; stem != ""; {
+		var like []string
+		for _, r := range refs {
+			_, bare, _ := strings.Cut(r, "/")
+			if strings.HasPrefix(r, stem) || strings.HasPrefix(bare, stem) {
+				like = append(like, r)
+			}
+		}
+		if len(like) > 0 {
+			return like
+		}
+		cut := strings.LastIndexAny(strings.TrimRight(stem, "/-"), "/-")
+		if cut < 0 {
+			return nil
+		}
+		stem = stem[:cut+1]
+		if stem == "" || strings.Trim(stem, "/-") == "" {
+			return nil
+		}
+	}
+	return nil
+}
+
+func someNames(all []string) string {
+	slices.Sort(all)
+	if more := len(all) - maxCandidates; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(all[:maxCandidates], ", "), more)
+	}
+	return strings.Join(all, ", ")
+}

@@ -1,0 +1,337 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/agent/admin"
+	"github.com/culvert-mesh/culvert/agent/datapath"
+	"github.com/culvert-mesh/culvert/agent/enroll"
+	"github.com/culvert-mesh/culvert/agent/observe"
+	"github.com/culvert-mesh/culvert/agent/source"
+	"github.com/culvert-mesh/culvert/tunnel/control"
+)
+
+const (
+	// observeInterval is how often the kernel is asked for plaintext, and saveInterval how often what was seen is saved.
+	observeInterval = 3 * time.Second
+	saveInterval    = 30 * time.Second
+	// maxReason bounds what a tunnel may say of a connection.
+	maxReason = 500
+)
+
+// observer keeps what is seen of connections, and tells people.
+type observer struct {
+	agent  *Agent
+	memory *observe.Recorder
+	own    atomic.Pointer[map[netip.Addr]bool] // addresses of the node itself; nil: not known yet
+}
+
+// newObserver remembers in that file what it sees; "" is nowhere.
+func newObserver(a *Agent, path string) *observer {
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // without it all boots are the same one
+	return &observer{agent: a, memory: observe.New(observe.Options{Path: path, Boot: strings.TrimSpace(string(boot)), Logger: a.log})}
+}
+
+// take is called by those who read what a tunnel says.
+func (o *observer) take(m *control.Flows) {
+	select {
+	case o.agent.events <- func() { o.flows(m) }:
+	default:
+		o.memory.Lost(m.GetLost() + uint64(len(m.GetFlows())))
+	}
+}
+
+// flows runs on the loop.
+func (o *observer) flows(m *control.Flows) {
+	if m.GetLost() > 0 {
+		o.memory.Lost(m.GetLost())
+	}
+	v := o.view()
+	for _, f := range m.GetFlows() {
+		source, sourceErr := toEnd(f.GetSourceAddress(), f.GetSourcePort())
+		destination, destinationErr := toEnd(f.GetDestinationAddress(), f.GetDestinationPort())
+		how := carriedOf(f.GetCarried())
+		if sourceErr != nil || destinationErr != nil || how == "" {
+			o.memory.Lost(1)
+			continue
+		}
+		source.Workload, source.Identity = text(f.GetSourceWorkload()), text(f.GetSourceIdentity())
+		destination.Workload, destination.Identity = text(f.GetDestinationWorkload()), text(f.GetDestinationIdentity())
+		e := observe.Event{
+			Number: f.GetNumber(), Inbound: f.GetInbound(), Carried: how, Open: f.GetOpen(), Policy: text(f.GetPolicy()),
+			Reason: text(f.GetReason()), Sent: f.GetSent(), Received: f.GetReceived(),
+			Opened: instantOf(f.GetOpenedUnixNanoseconds()), Closed: instantOf(f.GetClosedUnixNanoseconds()),
+		}
+		o.record(v, e, f.GetWorkload(), source, destination)
+	}
+}
+
+// refused runs on the loop.
+func (o *observer) refused(r datapath.Refusal) {
+	w := o.agent.workloads[r.Cookie]
+	if w == nil {
+		return
+	}
+	now := time.Now()
+	o.record(o.view(), observe.Event{
+		Inbound: true, Carried: observe.Refused, Policy: w.policyFor(r.Destination.Port()), Reason: "plaintext to a STRICT port",
+		Opened: now, Closed: now, Count: 1 + r.Suppressed,
+	}, r.Cookie, end(r.Source), end(r.Destination))
+}
+
+// record completes what the other side cannot know.
+func (o *observer) record(v *view, e observe.Event, workload uint64, source, destination observe.End) {
+	var local *observe.Workload
+	near, far := &source, &destination
+	if e.Inbound {
+		near, far = far, near
+	}
+	if w := o.agent.workloads[workload]; w != nil {
+		observed := observedWorkload(w.pod)
+		local, near.Workload = &observed, w.pod.Ref()
+	}
+	peer := v.peer(far.Address)
+	switch {
+	case far.Identity != "": // what was proved counts more than whose the address is
+		if peer.Kind != observe.PeerPod {
+			peer = observe.Peer{Kind: observe.PeerPod, Name: far.Workload, Address: far.Address}
+		}
+		peer.Identity, peer.Enrolled = far.Identity, true
+	case peer.Kind == observe.PeerNode:
+		far.Node = peer.Name
+	}
+	if far.Workload == "" && peer.Kind == observe.PeerPod {
+		far.Workload = peer.Name
+	}
+	e.Source, e.Destination = source, destination
+	o.memory.Flow(e, local, peer)
+}
+
+func toEnd(address []byte, port uint32) (observe.End, error) {
+	if len(address) == 0 && port == 0 {
+		return observe.End{}, nil
+	}
+	a, err := control.ToAddrPort(address, port)
+	return end(a), err
+}
+
+func end(a netip.AddrPort) observe.End { return observe.End{Address: a.Addr().Unmap(), Port: a.Port()} }
+
+func carriedOf(c control.Carried) observe.Carried {
+	switch c {
+	case control.Carried_CARRIED_MTLS:
+		return observe.MTLS
+	case control.Carried_CARRIED_SAME_NODE:
+		return observe.SameNode
+	case control.Carried_CARRIED_PLAINTEXT:
+		return observe.Plaintext
+	case control.Carried_CARRIED_REFUSED:
+		return observe.Refused
+	case control.Carried_CARRIED_FAILED:
+		return observe.Failed
+	}
+	return ""
+}
+
+func text(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxReason)], "?") }
+
+func instantOf(unixNanoseconds int64) time.Time {
+	if unixNanoseconds <= 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, unixNanoseconds)
+}
+
+func observedWorkload(p *source.Pod) observe.Workload {
+	return observe.Workload{Namespace: p.Namespace, ServiceAccount: p.ServiceAccount, Labels: p.Labels, Pod: p.Name}
+}
+
+// view is what tells whose an address is.
+type view struct {
+	node     string
+	own      map[netip.Addr]bool
+	snapshot *source.Snapshot // nil: nothing is known yet
+	ranges   []netip.Prefix
+	here     func(ref string) bool // enrolled on this node
+	enroll   enroll.Options
+}
+
+// view is for the loop.
+func (o *observer) view() *view {
+	a := o.agent
+	v := &view{node: a.Node, snapshot: a.snapshot, enroll: a.Enroll, here: func(ref string) bool { return a.byPod[ref] != nil }}
+	if own := o.own.Load(); own != nil {
+		v.own = *own
+	}
+	if a.snapshot != nil {
+		v.ranges = a.ranges()
+	}
+	return v
+}
+
+// detached is for beside the loop.
+func (v *view) detached(a *Agent) *view {
+	d := *v
+	refs := make(map[string]bool, len(a.byPod))
+	for ref := range a.byPod {
+		refs[ref] = true
+	}
+	d.here = func(ref string) bool { return refs[ref] }
+	return &d
+}
+
+func (v *view) peer(address netip.Addr) observe.Peer {
+	address = address.Unmap()
+	p := observe.Peer{Kind: observe.PeerOutside, Address: address}
+	switch pod := v.pod(address); {
+	case pod != nil:
+		p.Kind, p.Name, p.ServiceAccount, p.Enrolled = observe.PeerPod, pod.Ref(), pod.ServiceAccount, v.enrolled(pod)
+	case v.own[address]:
+		p.Kind, p.Name = observe.PeerNode, v.node
+	case inRanges(v.ranges, address):
+		p.Kind = observe.PeerUnknown
+	}
+	return p
+}
+
+func (v *view) pod(address netip.Addr) *source.Pod {
+	if v.snapshot == nil {
+		return nil
+	}
+	return v.snapshot.PodByAddress(address)
+}
+
+// enrolled reports whether the pod's connections are captured by the mesh: what its node says, or else what its labels
+// wish for.
+func (v *view) enrolled(pod *source.Pod) bool {
+	switch {
+	case v.here(pod.Ref()) || pod.Redirection == source.RedirectionEnabled:
+		return true
+	case pod.Redirection == source.RedirectionAbsent:
+		return false
+	}
+	return enroll.Decide(v.snapshot.Namespace(pod.Namespace), pod, v.enroll).Enrolled
+}
+
+// follow asks the kernel for plaintext, and saves what was seen, until ctx ends.
+func (o *observer) follow(ctx context.Context) error {
+	tick := time.NewTicker(observeInterval)
+	defer tick.Stop()
+	saved, failing, blind := time.Now(), false, false
+	save := func() {
+		err := o.memory.Save()
+		if err != nil && !failing {
+			o.agent.log.Warn("what was seen of connections is not saved; it is tried again", "error", err)
+		}
+		saved, failing = time.Now(), err != nil
+	}
+	defer save()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		err := o.poll(ctx, o.agent.path)
+		if err != nil && !blind && ctx.Err() == nil {
+			o.agent.log.Warn("plaintext connections not read; it is tried again", "error", err)
+		}
+		blind = err != nil
+		if time.Since(saved) > saveInterval {
+			save()
+		}
+	}
+}
+
+// kernel is what poll needs of the datapath.
+type kernel interface {
+	Plaintext() ([]datapath.PlaintextCount, error)
+}
+
+// poll asks once. Only what is the loop's is taken on the loop.
+func (o *observer) poll(ctx context.Context, k kernel) error {
+	own, err := ownAddresses()
+	if err != nil {
+		return err
+	}
+	o.own.Store(&own)
+	var (
+		v        *view
+		enrolled map[uint64]observe.Workload
+	)
+	err = inspector{agent: o.agent}.inspect(ctx, func(a *Agent) error {
+		v = o.view().detached(a)
+		enrolled = make(map[uint64]observe.Workload, len(a.workloads))
+		for cookie, w := range a.workloads {
+			enrolled[cookie] = observedWorkload(w.pod)
+		}
+		return nil
+	})
+	if err != nil || v.snapshot == nil {
+		return err
+	}
+	o.memory.Enrolled(enrolled)
+	plaintext, err := k.Plaintext()
+	if err != nil {
+		return err
+	}
+	counts := make([]observe.Count, len(plaintext))
+	for i, c := range plaintext {
+		counts[i] = observe.Count(c)
+	}
+	now, err := monotonic()
+	if err != nil {
+		return err
+	}
+	o.memory.Plaintext(counts, now, v.peer)
+	return nil
+}
+
+// monotonic is the clock of the kernel's programs.
+func monotonic() (uint64, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		return 0, fmt.Errorf("monotonic clock: %w", err)
+	}
+	return uint64(t.Nano()), nil
+}
+
+// ownAddresses are the node's: an agent is in its network namespace.
+func ownAddresses() (map[netip.Addr]bool, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("addresses of the node: %w", err)
+	}
+	own := map[netip.Addr]bool{}
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok {
+			if address, ok := netip.AddrFromSlice(n.IP); ok && !address.IsLoopback() {
+				own[address.Unmap()] = true
+			}
+		}
+	}
+	return own, nil
+}
+
+// Flows implements admin.Flows.
+func (o *observer) Flows(ctx context.Context, after uint64, wait time.Duration) (*admin.FlowList, error) {
+	l := &admin.FlowList{Node: o.agent.Node, Lost: o.memory.LostEvents()}
+	if wait <= 0 {
+		l.Flows, l.Last, l.Missed = o.memory.Events(after)
+		return l, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	var err error
+	l.Flows, l.Last, l.Missed, err = o.memory.Wait(ctx, after)
+	return l, err
+}
