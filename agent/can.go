@@ -242,7 +242,7 @@ func (q *question) arrival(e *control.Endpoint) admin.EndpointVerdict {
 		Identity: e.Identity, Client: clientText(e, &described),
 	}
 	strict := false
-	if described.InMesh {
+	if described.InMesh && q.guarded(at.Addr()) {
 		v.Mode = described.Mode
 		v.Server = fmt.Sprintf("port %d is %s by policy %s", at.Port(), described.Mode, described.Policy)
 		strict = described.Mode == policy.Strict.String()

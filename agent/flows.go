@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,9 @@ const (
 	saveInterval    = 30 * time.Second
 	// maxReason bounds what a tunnel may say of a connection.
 	maxReason = 500
+	// maxFlows is what one message of a tunnel may carry, and maxFlowing how many may wait for the loop.
+	maxFlows   = 64
+	maxFlowing = 16
 )
 
 // observer keeps what is seen of connections, and tells people.
@@ -41,12 +45,27 @@ func newObserver(a *Agent, path string) *observer {
 	return &observer{agent: a, memory: observe.New(observe.Options{Path: path, Boot: strings.TrimSpace(string(boot)), Logger: a.log})}
 }
 
-// take is called by those who read what a tunnel says.
-func (o *observer) take(m *control.Flows) {
+// take is called by those who read what a tunnel says. A tunnel that was taken over must not be able to keep the loop
+// busy, or to fill the agent's memory: what is too much is lost.
+func (o *observer) take(s *session, m *control.Flows) {
+	lost := m.GetLost() + uint64(len(m.GetFlows()))
+	if len(m.GetFlows()) > maxFlows {
+		o.memory.Lost(lost)
+		return
+	}
+	if s.flowing.Add(1) > maxFlowing {
+		s.flowing.Add(-1)
+		o.memory.Lost(lost)
+		return
+	}
 	select {
-	case o.agent.events <- func() { o.flows(m) }:
+	case o.agent.events <- func() {
+		s.flowing.Add(-1)
+		o.flows(m)
+	}:
 	default:
-		o.memory.Lost(m.GetLost() + uint64(len(m.GetFlows())))
+		s.flowing.Add(-1)
+		o.memory.Lost(lost)
 	}
 }
 
@@ -84,7 +103,7 @@ func (o *observer) refused(r datapath.Refusal) {
 	now := time.Now()
 	o.record(o.view(), observe.Event{
 		Inbound: true, Carried: observe.Refused, Policy: w.policyFor(r.Destination.Port()), Reason: "plaintext to a STRICT port",
-		Opened: now, Closed: now, Count: 1 + r.Suppressed,
+		Opened: now, Closed: now, // r.Suppressed are refusals of all workloads
 	}, r.Cookie, end(r.Source), end(r.Destination))
 }
 
@@ -142,7 +161,15 @@ func carriedOf(c control.Carried) observe.Carried {
 	return ""
 }
 
-func text(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxReason)], "?") }
+// text is what others say, without what would steer a terminal.
+func text(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, strings.ToValidUTF8(s[:min(len(s), maxReason)], "?"))
+}
 
 func instantOf(unixNanoseconds int64) time.Time {
 	if unixNanoseconds <= 0 {

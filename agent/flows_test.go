@@ -107,7 +107,7 @@ func TestFlowsOfATunnelAreCompleted(t *testing.T) {
 	unknown := flow(3, frontIP, cartIP, 8080, control.Carried(99))
 	rude := flow(4, "203.0.113.9", cartIP, 8080, control.Carried_CARRIED_FAILED)
 	rude.Reason = "\xff" + string(make([]byte, 2*maxReason))
-	o.take(&control.Flows{Flows: []*control.Flow{mtls, bad, unknown, rude}, Lost: 5})
+	o.take(new(session), &control.Flows{Flows: []*control.Flow{mtls, bad, unknown, rude}, Lost: 5})
 	settled(t, o)
 	l, err := o.Flows(t.Context(), 0, 0)
 	if err != nil || len(l.Flows) != 2 || l.Lost != 7 || l.Node != "n1" {
@@ -130,9 +130,25 @@ func TestFlowsOfATunnelAreCompleted(t *testing.T) {
 func TestFlowsThatFindNoRoomAreCounted(t *testing.T) {
 	a := &Agent{log: slog.New(slog.DiscardHandler), events: make(chan func())}
 	o := newObserver(a, "")
-	o.take(&control.Flows{Flows: make([]*control.Flow, 3), Lost: 1})
+	o.take(new(session), &control.Flows{Flows: make([]*control.Flow, 3), Lost: 1})
 	if got := o.memory.LostEvents(); got != 4 {
 		t.Errorf("%d lost", got)
+	}
+}
+
+// A tunnel that was taken over cannot keep the loop busy with flows.
+func TestFlowsOfATunnelAreBounded(t *testing.T) {
+	a := &Agent{log: slog.New(slog.DiscardHandler), events: make(chan func(), 1000)}
+	o, s := newObserver(a, ""), new(session)
+	o.take(s, &control.Flows{Flows: make([]*control.Flow, maxFlows+1)})
+	if len(a.events) != 0 {
+		t.Error("a message that is too large is looked at")
+	}
+	for range 100 {
+		o.take(s, &control.Flows{Flows: make([]*control.Flow, 1)})
+	}
+	if len(a.events) != maxFlowing || o.memory.LostEvents() != maxFlows+1+100-maxFlowing {
+		t.Errorf("%d messages wait for the loop, %d flows lost", len(a.events), o.memory.LostEvents())
 	}
 }
 
@@ -153,7 +169,7 @@ func TestRefusalsOfTheKernelNameTheirPolicy(t *testing.T) {
 		t.Fatalf("%+v, %v", l, err)
 	}
 	e := l.Flows[0]
-	if e.Carried != observe.Refused || e.Policy != "shop/strict" || e.Source.Workload != "old/legacy-1" || e.Count != 5 {
+	if e.Carried != observe.Refused || e.Policy != "shop/strict" || e.Source.Workload != "old/legacy-1" || e.Count != 0 {
 		t.Errorf("event %+v", e)
 	}
 }

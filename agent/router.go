@@ -186,3 +186,16 @@ func (r *router) inMesh(pod *source.Pod, mode policy.Mode) bool {
 	}
 	return enroll.Decide(r.snapshot.Namespace(pod.Namespace), pod, r.enroll).Enrolled
 }
+
+// guarded reports whether something stands before the pod that enforces its modes. To a client that the pod's labels wish
+// for it may be enough; a server that nothing enforces takes what comes.
+func (r *router) guarded(address netip.Addr) bool {
+	pod := r.snapshot.PodByAddress(address)
+	if pod == nil {
+		return false
+	}
+	if _, here := r.enrolled(pod.Ref()); here || pod.Redirection == source.RedirectionEnabled {
+		return true
+	}
+	return pod.Redirection == source.RedirectionUnknown && enroll.Decide(r.snapshot.Namespace(pod.Namespace), pod, r.enroll).Enrolled
+}

@@ -35,6 +35,7 @@ type session struct {
 
 	waiting atomic.Int64 // sockets in the queue
 	since   time.Time
+	flowing atomic.Int64 // messages with flows that wait for the loop
 
 	holds holdings // the loop's
 }
@@ -193,7 +194,7 @@ func (a *Agent) read(s *session) {
 			id, err := a.adopt(m.Holding)
 			a.post(func() { a.held(s, id, err) })
 		case *control.FromTunnel_Flows:
-			a.observer.take(m.Flows)
+			a.observer.take(s, m.Flows)
 		case *control.FromTunnel_Verified:
 			a.post(func() { a.verified(m.Verified) })
 		}

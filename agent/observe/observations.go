@@ -270,6 +270,27 @@ func (was counted) news(c Count) uint64 {
 
 // Observations are those whose last connection came since then, by workload, port and peer.
 func (r *Recorder) Observations(since time.Time) []Observation {
+	all := r.observationsSince(since)
+	type keyed struct {
+		Observation
+		workload, peer string
+	}
+	// Not under the lock, which those on the agent's loop wait for, and each key made once.
+	keys := make([]keyed, len(all))
+	for i, o := range all {
+		keys[i] = keyed{o, o.Workload.Key(), o.Peer.Key()}
+	}
+	slices.SortFunc(keys, func(a, b keyed) int {
+		return cmp.Or(cmp.Compare(a.Workload.Namespace, b.Workload.Namespace), cmp.Compare(a.workload, b.workload),
+			cmp.Compare(a.Port, b.Port), cmp.Compare(a.Carried, b.Carried), b.Last.Compare(a.Last), cmp.Compare(a.peer, b.peer))
+	})
+	for i := range keys {
+		all[i] = keys[i].Observation
+	}
+	return all
+}
+
+func (r *Recorder) observationsSince(since time.Time) []Observation {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all := make([]Observation, 0, len(r.seen.by))
@@ -280,10 +301,6 @@ func (r *Recorder) Observations(since time.Time) []Observation {
 		all = append(all, Observation{Workload: x.of.Workload, Since: x.of.Since, Port: x.port, Carried: x.carried, Peer: x.peer,
 			Count: x.count, First: x.first, Last: x.last})
 	}
-	slices.SortFunc(all, func(a, b Observation) int {
-		return cmp.Or(cmp.Compare(a.Workload.Namespace, b.Workload.Namespace), cmp.Compare(a.Workload.Key(), b.Workload.Key()),
-			cmp.Compare(a.Port, b.Port), cmp.Compare(a.Carried, b.Carried), b.Last.Compare(a.Last), cmp.Compare(a.Peer.Key(), b.Peer.Key()))
-	})
 	return all
 }
 

@@ -51,14 +51,14 @@ enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' 
 			if err != nil {
 				return err
 			}
-			if err := status.openMetrics(f.metricsAddress); err != nil {
-				return err
-			}
 			log, endLog, err := f.logging.queued(status.registry)
 			if err != nil {
 				return err
 			}
 			defer endLog()
+			if err := status.openMetrics(f.metricsAddress); err != nil {
+				log.Error("metrics are not served there; the node is enforced all the same", "error", err)
+			}
 			options, err := f.options(log)
 			if err != nil {
 				return err

@@ -126,6 +126,7 @@ func (j *judge) report() (*readinessReport, error) {
 			dropped = a.Dropped
 		}
 		for _, n := range a.UnreadablePolicies {
+			r.Verdict = worse(r.Verdict, verdictUnknown)
 			j.notes = append(j.notes, fmt.Sprintf("node %s: a PeerAuthentication of namespace %q cannot be read: modes may be others", a.Node, n))
 		}
 	}

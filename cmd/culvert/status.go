@@ -8,12 +8,14 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	logqueue "github.com/culvert-mesh/culvert/tunnel/logging"
@@ -23,6 +25,8 @@ const (
 	statusTimeout = 5 * time.Second
 	// maxStatusHeader bounds a request: nothing in it is looked at but its path.
 	maxStatusHeader = 8 << 10
+	// maxMetricsConnections is how many may read metrics where anybody can reach them.
+	maxMetricsConnections = 32
 )
 
 // statusServer answers /healthz, /readyz and /metrics, and nothing else.
@@ -45,7 +49,7 @@ func (s *statusServer) openMetrics(address string) error {
 	if err != nil {
 		return fmt.Errorf("--metrics-address: %w", err)
 	}
-	s.open = l
+	s.open = netutil.LimitListener(l, maxMetricsConnections)
 	return nil
 }
 
@@ -54,12 +58,21 @@ func (s *statusServer) openMetrics(address string) error {
 func onlyLocal(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		from, err := netip.ParseAddrPort(r.RemoteAddr)
-		if err != nil || !from.Addr().Unmap().IsLoopback() {
+		// The name is looked at too: a page of somebody else may have had its own name point here.
+		if err != nil || !from.Addr().Unmap().IsLoopback() || !isLoopbackName(r.Host) {
 			http.Error(w, "only from this machine: kubectl port-forward, for one", http.StatusForbidden)
 			return
 		}
 		h.ServeHTTP(w, r)
 	})
+}
+
+func isLoopbackName(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	address, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return host == "localhost" || err == nil && address.Unmap().IsLoopback()
 }
 
 // listenStatus opens the address, so that a wrong one is an error at the start. An empty one is nil: no server.

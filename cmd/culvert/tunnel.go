@@ -16,11 +16,12 @@ import (
 
 func newTunnelCommand() *cobra.Command {
 	var (
-		options  tunnel.Options
-		sameNode string
-		address  string
-		sample   float64
-		logs     logging
+		options        tunnel.Options
+		sameNode       string
+		address        string
+		sample         float64
+		metricsAddress string
+		logs           logging
 	)
 	c := &cobra.Command{
 		Use:   "tunnel",
@@ -40,6 +41,9 @@ runtimes forbid by default; run it as a user of its own.`,
 				return err
 			}
 			defer end()
+			if err := status.openMetrics(metricsAddress); err != nil {
+				log.Error("metrics are not served there; connections are carried all the same", "error", err)
+			}
 			options.Logger, status.level = log, &logs.inForce
 			if sample < 0 || sample > 1 {
 				return fmt.Errorf("--access-log-sample %g: want a share between 0 and 1", sample)
@@ -70,7 +74,8 @@ runtimes forbid by default; run it as a user of its own.`,
 	flags.StringVar(&sameNode, "same-node", "splice", "between pods of this node: splice (identities checked, no TLS) or mtls")
 	flags.DurationVar(&options.DrainTimeout, "drain-timeout", 5*time.Second, "how long open connections may go on when asked to stop")
 	flags.StringVar(&address, "status-address", "", "where /healthz, /readyz and /metrics are served; empty: nowhere")
-	flags.Float64Var(&sample, "access-log-sample", 1, "share of finished connections that are logged, 0 to 1; refused and failed ones always are")
+	flags.StringVar(&metricsAddress, "metrics-address", "", "where /metrics alone is served as well, for a Prometheus elsewhere; empty: nowhere")
+	flags.Float64Var(&sample, "access-log-sample", 1, "share of finished connections that are logged, 0 to 1; refused and failed ones are whatever it is, ten a second and workload at most")
 	logs.register(c)
 	return c
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -121,20 +122,8 @@ func (c *Cluster) otherPods(ctx context.Context, namespace, name string) string 
 
 // Nodes returns the nodes that have an agent.
 func (c *Cluster) Nodes(ctx context.Context) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	pods, err := c.pods(ctx, c.namespace, metav1.ListOptions{LabelSelector: agentSelector, Limit: maxListed})
-	if err != nil {
-		return nil, err
-	}
-	var nodes []string
-	for i := range pods {
-		if node := pods[i].Spec.NodeName; node != "" {
-			nodes = append(nodes, node)
-		}
-	}
-	slices.Sort(nodes)
-	return slices.Compact(nodes), nil
+	states, err := c.AgentNodes(ctx)
+	return slices.Sorted(maps.Keys(states)), err
 }
 
 // NamedNodes are those that have an agent, for people.
