@@ -61,7 +61,7 @@ func unpacked(t *testing.T, text []byte) map[string]string {
 
 func TestBugreportOfAllNodesHasNoSecrets(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "report.tar.gz")
-	c := &seeingCluster{sockets: map[string]string{"n1": serveSeeing(t, reporting("n1"), version), "n2": serveSeeing(t, reporting("n2"), "v0"), "n3": ""}}
+	c := &seeingCluster{sockets: map[string]string{"n1": serveNode(t, reporting("n1"), version), "n2": serveNode(t, reporting("n2"), "v0"), "n3": ""}}
 	out, notes, err := runSeeing(t.Context(), c, "bugreport", "-o", file)
 	if err != nil || strings.TrimSpace(out) != file || !strings.Contains(notes, "node n3: agent of node n3: no answer") {
 		t.Fatalf("%q, notes %q, %v", out, notes, err)
@@ -94,7 +94,7 @@ func TestBugreportOfAllNodesHasNoSecrets(t *testing.T) {
 func TestBugreportKeepsWhatItGets(t *testing.T) {
 	n := reporting("n1")
 	n.err = errors.New("the loop does not answer")
-	out, notes, err := runSeeing(t.Context(), nil, "bugreport", "--local", "--admin-socket", serveSeeing(t, n, version), "-o", "-")
+	out, notes, err := runSeeing(t.Context(), nil, "bugreport", "--local", "--admin-socket", serveNode(t, n, version), "-o", "-")
 	files := unpacked(t, []byte(out))
 	if err != nil || !strings.Contains(notes, "state.json: agent: the loop does not answer") || files["certificates.json"] == "" ||
 		strings.Count(files["errors.txt"], "the loop does not answer") != 3 {
@@ -104,7 +104,7 @@ func TestBugreportKeepsWhatItGets(t *testing.T) {
 
 func TestBugreportBadInput(t *testing.T) {
 	dir := t.TempDir()
-	socket := serveSeeing(t, reporting("n1"), version)
+	socket := serveNode(t, reporting("n1"), version)
 	tests := map[string]struct {
 		cluster *seeingCluster
 		args    []string
@@ -147,7 +147,7 @@ func TestAFullDiskLeavesNoHalfReport(t *testing.T) {
 		e := seenEvent(observe.MTLS, "a/"+sum.String(), "c/d", uint16(i))
 		n.memory.Flow(e, nil, observe.Peer{})
 	}
-	_, _, err := runSeeing(t.Context(), nil, "bugreport", "--local", "--admin-socket", serveSeeing(t, n, version), "-o", dir+"/report.tar.gz")
+	_, _, err := runSeeing(t.Context(), nil, "bugreport", "--local", "--admin-socket", serveNode(t, n, version), "-o", dir+"/report.tar.gz")
 	if !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("error %v", err)
 	}

@@ -39,7 +39,7 @@ func TestCanForPeople(t *testing.T) {
 		"can-refused.txt": {refused, nil, 1},
 		"can-tried.txt":   {tried, []string{"--try"}, 1},
 	} {
-		socket := serveAnswers(t, &answeringNode{verdict: tc.verdict}, version)
+		socket := serveNode(t, &answeringNode{verdict: tc.verdict}, version)
 		args := append([]string{"can", "shop/cart-1", "svc", "shop/till:80", "--admin-socket", socket}, tc.args...)
 		stdout, stderr, err := runAnswers(t.Context(), nil, args...)
 		if codeOf(err) != tc.code || stderr != "" {
@@ -64,7 +64,7 @@ func TestWhatCanAsks(t *testing.T) {
 		v := exampleVerdict()
 		v.From = want.From
 		node := &answeringNode{verdict: v, asked: make(chan admin.Question, 1)}
-		socket := serveAnswers(t, node, version)
+		socket := serveNode(t, node, version)
 		for where, f := range map[string]*fakeFleet{"here": nil, "there": {agents: map[string]string{"worker-2": ""}, sockets: map[string]string{"worker-2": socket},
 			pods: map[string]string{"shop/cart-1": "worker-2", "shop/till-1": "worker-2", "shop/outside": "worker-2"}}} {
 			at := socket
@@ -132,7 +132,7 @@ func TestExitCodeOfCan(t *testing.T) {
 		if tc.tried != "" {
 			v.Tried = &admin.Trial{Outcome: tc.tried}
 		}
-		socket := serveAnswers(t, &answeringNode{verdict: v}, version)
+		socket := serveNode(t, &answeringNode{verdict: v}, version)
 		stdout, _, err := runAnswers(t.Context(), nil, "can", "a/b", "c/d", "--admin-socket", socket, "-o", "json")
 		if codeOf(err) != tc.code || !strings.Contains(stdout, `"outcome": "`+string(tc.outcome)+`"`) {
 			t.Errorf("%s: code %d, %v\n%s", name, codeOf(err), err, stdout)

@@ -46,7 +46,7 @@ func (n *fakeNode) Handshake(_ context.Context, from, _ string) (*admin.Handshak
 }
 
 // serveNode puts a fake agent behind a real socket.
-func serveNode(t *testing.T, n *fakeNode, agentVersion string) (socket string) {
+func serveNode(t *testing.T, n admin.Node, agentVersion string) (socket string) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "admin.sock")
 	l, err := admin.Listen(socket)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -90,26 +89,6 @@ func (n *answeringNode) Can(_ context.Context, q admin.Question) (*admin.Verdict
 	}
 	v := *n.verdict
 	return &v, nil
-}
-
-// serveAnswers puts a fake agent behind a real socket.
-func serveAnswers(t *testing.T, n admin.Node, agentVersion string) (socket string) {
-	t.Helper()
-	socket = filepath.Join(t.TempDir(), "admin.sock")
-	l, err := admin.Listen(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- admin.Serve(ctx, l, n, agentVersion, slog.New(slog.DiscardHandler)) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	return socket
 }
 
 // fakeFleet has nodes with agents behind sockets: Run runs this same command there.
@@ -225,8 +204,8 @@ func TestWhichAgentIsAskedAboutAPod(t *testing.T) {
 		return &answeringNode{pods: map[string]*admin.PodDescription{pod: {Node: node, Pod: pod}},
 			services: map[string]*admin.ServiceDescription{"shop/cart": {Node: node, Service: "shop/cart"}}}
 	}
-	here, there := serveAnswers(t, describes("here", "shop/cart-1"), version), serveAnswers(t, describes("there", "shop/till-1"), version)
-	old := serveAnswers(t, describes("here", "shop/cart-1"), "v0.9")
+	here, there := serveNode(t, describes("here", "shop/cart-1"), version), serveNode(t, describes("there", "shop/till-1"), version)
+	old := serveNode(t, describes("here", "shop/cart-1"), "v0.9")
 	none := filepath.Join(t.TempDir(), "none.sock")
 	newFleet := func() *fakeFleet {
 		return &fakeFleet{agents: map[string]string{"there": "", "ancient": "", "broken": "it is Pending"}, sockets: map[string]string{"there": there},

@@ -72,7 +72,7 @@ func TestDescribeForPeople(t *testing.T) {
 }
 
 func TestDescribeInJSONAndYAMLAreTheSame(t *testing.T) {
-	socket := serveAnswers(t, &answeringNode{pods: map[string]*admin.PodDescription{"shop/cart-1": examplePod()}}, version)
+	socket := serveNode(t, &answeringNode{pods: map[string]*admin.PodDescription{"shop/cart-1": examplePod()}}, version)
 	answer := func(format string, decode func([]byte, any) error) map[string]any {
 		stdout, _, err := runAnswers(t.Context(), nil, "describe", "pod", "shop/cart-1", "--admin-socket", socket, "-o", format)
 		var got map[string]any

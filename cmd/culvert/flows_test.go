@@ -27,7 +27,7 @@ func TestFlowsAreFiltered(t *testing.T) {
 	refused.Reason = "plaintext to a STRICT port"
 	far := seenEvent(observe.MTLS, "", "shop/cart-7f", 8080)
 	far.Source.Identity = "spiffe://other/ns/far/sa/away"
-	socket := serveSeeing(t, &seeingNode{node: "n1", memory: recorded(
+	socket := serveNode(t, &seeingNode{node: "n1", memory: recorded(
 		seenEvent(observe.MTLS, "web/front", "shop/cart-7f", 8080), refused, seenEvent(observe.Plaintext, "shop/till", "bank/safe", 5432), far,
 	)}, version)
 	tests := map[string]struct {
@@ -80,7 +80,7 @@ func TestFlowsAreFiltered(t *testing.T) {
 }
 
 func TestFlowsOfAllNodesInOrderOfTime(t *testing.T) {
-	early := serveSeeing(t, &seeingNode{node: "n2", memory: recorded(seenEvent(observe.MTLS, "a/early", "b/x", 1))}, version)
+	early := serveNode(t, &seeingNode{node: "n2", memory: recorded(seenEvent(observe.MTLS, "a/early", "b/x", 1))}, version)
 	time.Sleep(2 * time.Millisecond) // the events' own clock
 	open := seenEvent(observe.SameNode, "a/late", "b/x", 1)
 	open.Open = true
@@ -88,7 +88,7 @@ func TestFlowsOfAllNodesInOrderOfTime(t *testing.T) {
 	late.Flow(open, nil, observe.Peer{})
 	open.Open = false
 	late.Flow(open, nil, observe.Peer{})
-	c := &seeingCluster{sockets: map[string]string{"n1": serveSeeing(t, &seeingNode{node: "n1", memory: late}, "v0"), "n2": early, "n3": ""}}
+	c := &seeingCluster{sockets: map[string]string{"n1": serveNode(t, &seeingNode{node: "n1", memory: late}, "v0"), "n2": early, "n3": ""}}
 	out, notes, err := runSeeing(t.Context(), c, "flows", "-o", "json")
 	if codeOf(err) != 1 || !strings.Contains(notes, "node n3 does not answer: agent of node n3: no answer within 1m0s") {
 		t.Errorf("code %d, notes %s", codeOf(err), notes)
@@ -112,7 +112,7 @@ func TestFlowsOfAllNodesInOrderOfTime(t *testing.T) {
 
 func TestFollowing(t *testing.T) {
 	memory := recorded(seenEvent(observe.MTLS, "a/first", "b/x", 1))
-	c := &seeingCluster{sockets: map[string]string{"n1": serveSeeing(t, &seeingNode{node: "n1", memory: memory}, version)}}
+	c := &seeingCluster{sockets: map[string]string{"n1": serveNode(t, &seeingNode{node: "n1", memory: memory}, version)}}
 	flags := &flowsFlags{everyNode: everyNode{reach{open: func(exec.Options) (cluster, error) { return c, nil }}}}
 	command := flowsCommand(flags)
 	command.SilenceErrors, command.SilenceUsage = true, true
@@ -149,8 +149,8 @@ func TestFollowing(t *testing.T) {
 
 func TestFlowsBadInput(t *testing.T) {
 	none := filepath.Join(t.TempDir(), "none.sock")
-	socket := serveSeeing(t, &seeingNode{node: "n1", memory: recorded()}, version)
-	failing := serveSeeing(t, &seeingNode{err: errors.New("it is broken")}, "v0")
+	socket := serveNode(t, &seeingNode{node: "n1", memory: recorded()}, version)
+	failing := serveNode(t, &seeingNode{err: errors.New("it is broken")}, "v0")
 	many := &seeingCluster{sockets: map[string]string{}}
 	for i := range maxFollowed + 1 {
 		many.sockets[strings.Repeat("n", i+1)] = socket
@@ -192,7 +192,7 @@ func TestFlowsBadInput(t *testing.T) {
 func TestFlowsDoNotMoveTheCursor(t *testing.T) {
 	e := seenEvent(observe.Failed, "a/b", "c/d", 1)
 	e.Reason = "\x1b[2J"
-	socket := serveSeeing(t, &seeingNode{node: "n1", memory: recorded(e)}, version)
+	socket := serveNode(t, &seeingNode{node: "n1", memory: recorded(e)}, version)
 	out, _, err := runSeeing(t.Context(), nil, "flows", "--local", "--admin-socket", socket)
 	if err != nil || strings.Contains(out, "\x1b") {
 		t.Errorf("%q, %v", out, err)

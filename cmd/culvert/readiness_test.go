@@ -85,7 +85,7 @@ func TestIsStrictSafe(t *testing.T) {
 			for node, r := range tt.answers {
 				c.sockets[node] = ""
 				if r != nil {
-					c.sockets[node] = serveSeeing(t, &seeingNode{node: node, readiness: r}, version)
+					c.sockets[node] = serveNode(t, &seeingNode{node: node, readiness: r}, version)
 				}
 			}
 			out, _, err := runSeeing(t.Context(), c, append([]string{"readiness", "shop"}, tt.args...)...)
@@ -129,7 +129,7 @@ func TestAProposedPolicyIsReplayed(t *testing.T) {
 			if err := os.WriteFile(file, []byte(tt.policy), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			socket := serveSeeing(t, &seeingNode{readiness: withPolicies(watchedFor("n1", week, fromFront, fromLegacy), tt.policies...)}, version)
+			socket := serveNode(t, &seeingNode{readiness: withPolicies(watchedFor("n1", week, fromFront, fromLegacy), tt.policies...)}, version)
 			args := []string{"readiness", "shop", "--local", "--admin-socket", socket, "--policy", file, "-o"}
 			out, _, err := runSeeing(t.Context(), nil, append(args, "json")...)
 			var r readinessReport
@@ -155,8 +155,8 @@ func TestAProposedPolicyIsReplayed(t *testing.T) {
 
 func TestReadinessMergesNodes(t *testing.T) {
 	c := &seeingCluster{sockets: map[string]string{
-		"n1": serveSeeing(t, &seeingNode{readiness: watchedFor("n1", week, fromLegacy)}, version),
-		"n2": serveSeeing(t, &seeingNode{readiness: watchedFor("n2", time.Hour, fromLegacy, fromOutside)}, "v0"),
+		"n1": serveNode(t, &seeingNode{readiness: watchedFor("n1", week, fromLegacy)}, version),
+		"n2": serveNode(t, &seeingNode{readiness: watchedFor("n2", time.Hour, fromLegacy, fromOutside)}, "v0"),
 	}}
 	out, notes, err := runSeeing(t.Context(), c, "readiness", "--all", "-o", "yaml")
 	for _, want := range []string{"verdict: NOT READY", "count: 6", "probesExcluded: 14", "- shop/cart-n1\n  - shop/cart-n2"} {
@@ -179,7 +179,7 @@ func TestManyPeersKeepTheTableReadable(t *testing.T) {
 		p.Address = netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)})
 		r.Workloads[0].Ports[0].Peers = append(r.Workloads[0].Ports[0].Peers, p)
 	}
-	socket := serveSeeing(t, &seeingNode{readiness: r}, version)
+	socket := serveNode(t, &seeingNode{readiness: r}, version)
 	out, _, _ := runSeeing(t.Context(), nil, "readiness", "shop", "--local", "--admin-socket", socket)
 	if n := strings.Count(out, "\n"); n > 30 || !strings.Contains(out, "and 290 more (-o wide)") {
 		t.Errorf("%d lines:\n%s", n, out)
@@ -199,8 +199,8 @@ func TestReadinessBadInput(t *testing.T) {
 		}
 		return path
 	}
-	here := serveSeeing(t, &seeingNode{readiness: watchedFor("n1", week)}, version)
-	failing := serveSeeing(t, &seeingNode{err: errors.New("agent has not read the cluster's state yet")}, version)
+	here := serveNode(t, &seeingNode{readiness: watchedFor("n1", week)}, version)
+	failing := serveNode(t, &seeingNode{err: errors.New("agent has not read the cluster's state yet")}, version)
 	broken := write("broken.yaml", "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\nspec: {mtls: {mode: LAX}}\n")
 	other := write("other.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: x}\n")
 	local := func(socket string, args ...string) []string {

@@ -5,13 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,25 +57,6 @@ func (n *seeingNode) Bugreport(context.Context) (*admin.Bugreport, error) { retu
 
 func (n *seeingNode) Certificates(context.Context) (*admin.Certificates, error) {
 	return identitiesOn(n.node, "shop/cart"), nil
-}
-
-func serveSeeing(t *testing.T, n *seeingNode, agentVersion string) (socket string) {
-	t.Helper()
-	socket = filepath.Join(t.TempDir(), "admin.sock")
-	l, err := admin.Listen(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- admin.Serve(ctx, l, n, agentVersion, slog.New(slog.DiscardHandler)) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	return socket
 }
 
 // seeingCluster has nodes with agents behind sockets: Run runs this same command there.

@@ -54,7 +54,7 @@ func TestStatusForPeople(t *testing.T) {
 
 func TestStatusOfEveryNode(t *testing.T) {
 	well, sick := &answeringNode{status: exampleStatus("a")}, &answeringNode{status: sickStatus("b")}
-	sockets := map[string]string{"a": serveAnswers(t, well, version), "b": serveAnswers(t, sick, version), "gone": filepath.Join(t.TempDir(), "none.sock")}
+	sockets := map[string]string{"a": serveNode(t, well, version), "b": serveNode(t, sick, version), "gone": filepath.Join(t.TempDir(), "none.sock")}
 	newFleet := func(agents ...string) *fakeFleet {
 		f := &fakeFleet{nodes: []string{"a", "b", "bare"}, agents: map[string]string{}, sockets: sockets}
 		for _, node := range agents {
@@ -122,7 +122,7 @@ func TestStatusOfEveryNode(t *testing.T) {
 
 func TestProgramsOfOthersAreAskedForByName(t *testing.T) {
 	node := &answeringNode{status: exampleStatus("a")}
-	f := &fakeFleet{agents: map[string]string{"a": ""}, sockets: map[string]string{"a": serveAnswers(t, node, version)}}
+	f := &fakeFleet{agents: map[string]string{"a": ""}, sockets: map[string]string{"a": serveNode(t, node, version)}}
 	for _, args := range [][]string{{"status", "--node", "a"}, {"status", "--node", "a", "--foreign"}} {
 		if _, _, err := runAnswers(t.Context(), f, args...); err != nil || node.foreign != slices.Contains(args, "--foreign") {
 			t.Errorf("%q: asked %v, %v", args, node.foreign, err)
@@ -135,7 +135,7 @@ func TestProgramsOfOthersAreAskedForByName(t *testing.T) {
 }
 
 func TestStatusIsInterrupted(t *testing.T) {
-	socket := serveAnswers(t, &answeringNode{hang: true}, version)
+	socket := serveNode(t, &answeringNode{hang: true}, version)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, _, err := runAnswers(ctx, nil, "status", "--local", "--admin-socket", socket)
