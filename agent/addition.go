@@ -254,7 +254,7 @@ func (a *Agent) addPod(x *addition, listed, pod *source.Pod) error {
 			a.letGo(w)
 		}
 	}
-	return a.enrollPod(listed, pod, netns, x.request.ContainerID)
+	return a.enrollPod(listed, pod, netns, x.request.ContainerID, starting)
 }
 
 func listenCNI(path string) (*cni.Listener, error) {

@@ -185,7 +185,7 @@ func (a *Agent) place(pod *source.Pod) error {
 		if err != nil {
 			return err
 		}
-		return a.enrollPod(pod, pod, netns, "")
+		return a.enrollPod(pod, pod, netns, "", running)
 	case a.Locator == nil:
 		return fmt.Errorf("its network namespace is not known: annotate the pod with %s", source.NetnsAnnotation)
 	case len(pod.Addresses) > 0:
@@ -248,7 +248,7 @@ func (a *Agent) enrollIn(pod *source.Pod, file *os.File, sandbox string) error {
 	if err != nil {
 		return err
 	}
-	return a.enrollPod(pod, pod, netns, sandbox)
+	return a.enrollPod(pod, pod, netns, sandbox, running)
 }
 
 func (a *Agent) notEnrolled(pod *source.Pod, err error) {
@@ -263,10 +263,18 @@ func (a *Agent) notEnrolled(pod *source.Pod, err error) {
 	}
 }
 
+// stage is how far a pod is when it is enrolled.
+type stage bool
+
+const (
+	starting stage = false // nothing of it runs yet
+	running  stage = true
+)
+
 // enrollPod makes the pod's policy, listeners and programs stand, in that order: it is enforced before
 // anything of it is reachable. The namespace is its own from here on, also when it fails. listed is the pod as the
 // snapshot has it.
-func (a *Agent) enrollPod(listed, pod *source.Pod, netns *enroll.Netns, container string) error {
+func (a *Agent) enrollPod(listed, pod *source.Pod, netns *enroll.Netns, container string, s stage) error {
 	begin := time.Now()
 	id, err := spiffeid.FromSegments(a.TrustDomain, "ns", pod.Namespace, "sa", pod.ServiceAccount)
 	if err != nil {
@@ -280,6 +288,10 @@ func (a *Agent) enrollPod(listed, pod *source.Pod, netns *enroll.Netns, containe
 		netns.Close()
 		return fmt.Errorf("its network namespace %s is already that of %s", netns, other.pod.Ref())
 	}
+	watched, err := a.path.Watched(cookie)
+	if err != nil {
+		return errors.Join(err, netns.Close())
+	}
 	w := &workload{id: cookie, listed: listed, pod: pod, identity: id, netns: netns, container: container}
 	if err := a.attach(w); err != nil {
 		w.close()
@@ -292,6 +304,7 @@ func (a *Agent) enrollPod(listed, pod *source.Pod, netns *enroll.Netns, containe
 	delete(a.ended, pod.Ref())
 	delete(a.lingering, cookie)
 	delete(a.unclaimed, cookie)
+	a.observer.arrived(w, watched || s == starting)
 	a.keeper.Use(w.principal())
 	a.announce(w)
 	a.closePlaintext(w)
@@ -348,6 +361,7 @@ func (a *Agent) isGone(cookie uint64) bool {
 }
 
 func (a *Agent) detach(cookie uint64) {
+	a.observer.leaving(cookie)
 	if err := a.path.Detach(cookie); err != nil {
 		a.log.Error("workload not removed", "cookie", cookie, "error", err)
 		return

@@ -2,16 +2,12 @@ package agent
 
 import (
 	"context"
-	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
 	"time"
 	"unicode"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/agent/admin"
 	"github.com/culvert-mesh/culvert/agent/datapath"
@@ -22,9 +18,6 @@ import (
 )
 
 const (
-	// observeInterval is how often the kernel is asked for plaintext, and saveInterval how often what was seen is saved.
-	observeInterval = 3 * time.Second
-	saveInterval    = 30 * time.Second
 	// maxReason bounds what a tunnel may say of a connection.
 	maxReason = 500
 	// maxFlows is what one message of a tunnel may carry, and maxFlowing how many may wait for the loop.
@@ -34,15 +27,16 @@ const (
 
 // observer keeps what is seen of connections, and tells people.
 type observer struct {
-	agent  *Agent
-	memory *observe.Recorder
-	own    atomic.Pointer[map[netip.Addr]bool] // addresses of the node itself; nil: not known yet
+	agent   *Agent
+	memory  *observe.Recorder
+	own     atomic.Pointer[map[netip.Addr]bool] // addresses of the node itself; nil: not known yet
+	lookout lookout
 }
 
 // newObserver remembers in that file what it sees; "" is nowhere.
 func newObserver(a *Agent, path string) *observer {
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // without it all boots are the same one
-	return &observer{agent: a, memory: observe.New(observe.Options{Path: path, Boot: strings.TrimSpace(string(boot)), Logger: a.log})}
+	return &observer{agent: a, lookout: newLookout(), memory: observe.New(observe.Options{Path: path, Boot: strings.TrimSpace(string(boot)), Logger: a.log})}
 }
 
 // take is called by those who read what a tunnel says. A tunnel that was taken over must not be able to keep the loop
@@ -121,10 +115,7 @@ func (o *observer) record(v *view, e observe.Event, workload uint64, source, des
 	peer := v.peer(far.Address)
 	switch {
 	case far.Identity != "": // what was proved counts more than whose the address is
-		if peer.Kind != observe.PeerPod {
-			peer = observe.Peer{Kind: observe.PeerPod, Name: far.Workload, Address: far.Address}
-		}
-		peer.Identity, peer.Enrolled = far.Identity, true
+		peer = provedPeer(peer, far)
 	case peer.Kind == observe.PeerNode:
 		far.Node = peer.Name
 	}
@@ -132,7 +123,36 @@ func (o *observer) record(v *view, e observe.Event, workload uint64, source, des
 		far.Workload = peer.Name
 	}
 	e.Source, e.Destination = source, destination
-	o.memory.Flow(e, local, peer)
+	switch {
+	case e.Inbound:
+		o.memory.Flow(e, local, peer)
+	case e.Carried == observe.SameNode:
+		o.memory.Flow(e, o.serverHere(v, destination.Address), provedPeer(v.peer(source.Address), &source))
+	default:
+		o.memory.Flow(e, nil, observe.Peer{})
+	}
+}
+
+// provedPeer is who came, with the identity that was proved.
+func provedPeer(p observe.Peer, e *observe.End) observe.Peer {
+	if e.Identity == "" {
+		return p
+	}
+	if p.Kind != observe.PeerPod {
+		p = observe.Peer{Kind: observe.PeerPod, Name: e.Workload, Address: e.Address}
+	}
+	p.Identity, p.Enrolled = e.Identity, true
+	return p
+}
+
+// serverHere is the workload of this node that has the address.
+func (o *observer) serverHere(v *view, address netip.Addr) *observe.Workload {
+	pod := v.pod(address)
+	if pod == nil || o.agent.byPod[pod.Ref()] == nil {
+		return nil
+	}
+	w := observedWorkload(pod)
+	return &w
 }
 
 func toEnd(address []byte, port uint32) (observe.End, error) {
@@ -247,106 +267,6 @@ func (v *view) enrolled(pod *source.Pod) bool {
 		return false
 	}
 	return enroll.Decide(v.snapshot.Namespace(pod.Namespace), pod, v.enroll).Enrolled
-}
-
-// follow asks the kernel for plaintext, and saves what was seen, until ctx ends.
-func (o *observer) follow(ctx context.Context) error {
-	tick := time.NewTicker(observeInterval)
-	defer tick.Stop()
-	saved, failing, blind := time.Now(), false, false
-	save := func() {
-		err := o.memory.Save()
-		if err != nil && !failing {
-			o.agent.log.Warn("what was seen of connections is not saved; it is tried again", "error", err)
-		}
-		saved, failing = time.Now(), err != nil
-	}
-	defer save()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		err := o.poll(ctx, o.agent.path)
-		if err != nil && !blind && ctx.Err() == nil {
-			o.agent.log.Warn("plaintext connections not read; it is tried again", "error", err)
-		}
-		blind = err != nil
-		if time.Since(saved) > saveInterval {
-			save()
-		}
-	}
-}
-
-// kernel is what poll needs of the datapath.
-type kernel interface {
-	Plaintext() ([]datapath.PlaintextCount, error)
-}
-
-// poll asks once. Only what is the loop's is taken on the loop.
-func (o *observer) poll(ctx context.Context, k kernel) error {
-	own, err := ownAddresses()
-	if err != nil {
-		return err
-	}
-	o.own.Store(&own)
-	var (
-		v        *view
-		enrolled map[uint64]observe.Workload
-	)
-	err = inspector{agent: o.agent}.inspect(ctx, func(a *Agent) error {
-		v = o.view().detached(a)
-		enrolled = make(map[uint64]observe.Workload, len(a.workloads))
-		for cookie, w := range a.workloads {
-			enrolled[cookie] = observedWorkload(w.pod)
-		}
-		return nil
-	})
-	if err != nil || v.snapshot == nil {
-		return err
-	}
-	o.memory.Enrolled(enrolled)
-	plaintext, err := k.Plaintext()
-	if err != nil {
-		return err
-	}
-	counts := make([]observe.Count, len(plaintext))
-	for i, c := range plaintext {
-		counts[i] = observe.Count(c)
-	}
-	now, err := monotonic()
-	if err != nil {
-		return err
-	}
-	o.memory.Plaintext(counts, now, v.peer)
-	return nil
-}
-
-// monotonic is the clock of the kernel's programs.
-func monotonic() (uint64, error) {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
-		return 0, fmt.Errorf("monotonic clock: %w", err)
-	}
-	return uint64(t.Nano()), nil
-}
-
-// ownAddresses are the node's: an agent is in its network namespace.
-func ownAddresses() (map[netip.Addr]bool, error) {
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, fmt.Errorf("addresses of the node: %w", err)
-	}
-	own := map[netip.Addr]bool{}
-	for _, a := range all {
-		if n, ok := a.(*net.IPNet); ok {
-			if address, ok := netip.AddrFromSlice(n.IP); ok && !address.IsLoopback() {
-				own[address.Unmap()] = true
-			}
-		}
-	}
-	return own, nil
 }
 
 // Flows implements admin.Flows.

@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -127,6 +129,20 @@ func TestFlowsOfATunnelAreCompleted(t *testing.T) {
 	}
 }
 
+func TestAClientOfTheSameNodeIsSeenAtTheServer(t *testing.T) {
+	o := observed(t, nil, nil)
+	local := flow(7, "10.1.0.8", cartIP, 8080, control.Carried_CARRIED_SAME_NODE)
+	local.Inbound, local.Workload, local.SourceIdentity = false, 99, "spiffe://cluster.local/ns/shop/sa/till"
+	remote := flow(8, "10.1.0.8", frontIP, 8080, control.Carried_CARRIED_SAME_NODE) // not of this node, whatever the tunnel says
+	remote.Inbound = false
+	o.take(new(session), &control.Flows{Flows: []*control.Flow{local, remote}})
+	settled(t, o)
+	seen := o.memory.Observations(time.Time{})
+	if len(seen) != 1 || seen[0].Carried != observe.SameNode || seen[0].Peer.Identity != local.SourceIdentity || seen[0].Workload.Namespace != "shop" {
+		t.Errorf("observed %+v", seen)
+	}
+}
+
 func TestFlowsThatFindNoRoomAreCounted(t *testing.T) {
 	a := &Agent{log: slog.New(slog.DiscardHandler), events: make(chan func())}
 	o := newObserver(a, "")
@@ -179,6 +195,10 @@ type kernelCounts []datapath.PlaintextCount
 
 func (k kernelCounts) Plaintext() ([]datapath.PlaintextCount, error) { return k, nil }
 
+func (k kernelCounts) OpenPlaintext(*os.File, uint64) ([]datapath.OpenPlaintext, error) {
+	return nil, nil
+}
+
 func plaintextFrom(address string, port uint16, count uint64) datapath.PlaintextCount {
 	return datapath.PlaintextCount{Cookie: cartID, Port: port, Peer: netip.MustParseAddr(address), Count: count, LastNanoseconds: 1 << 62}
 }
@@ -214,7 +234,7 @@ func TestReadinessSaysWhoCameInPlaintextAndWhy(t *testing.T) {
 			if tt.late {
 				o.agent.post(func() { o.relist(source.RedirectionAbsent) })
 			}
-			if err := o.poll(t.Context(), kernelCounts{plaintextFrom(tt.from, 8080, 3), {Cookie: 99, Port: 1, Peer: netip.MustParseAddr(legacyIP), Count: 1}}); err != nil {
+			if _, _, err := o.poll(t.Context(), kernelCounts{plaintextFrom(tt.from, 8080, 3), {Cookie: 99, Port: 1, Peer: netip.MustParseAddr(legacyIP), Count: 1}}); err != nil {
 				t.Fatal(err)
 			}
 			if tt.late {
@@ -235,6 +255,38 @@ func TestReadinessSaysWhoCameInPlaintextAndWhy(t *testing.T) {
 				t.Errorf("policies %+v, addresses of the node %v", r.Policies, r.NodeAddresses)
 			}
 		})
+	}
+}
+
+func TestReadinessNamesOtherNodesWithPodsOfTheWorkload(t *testing.T) {
+	o := observed(t, nil, nil)
+	cart := *o.agent.workloads[cartID].pod
+	pod := func(name, node, address string, r source.Redirection, labels map[string]string) source.Pod {
+		p := cart
+		p.Name, p.Node, p.Redirection, p.Labels, p.Addresses = name, node, r, labels, []netip.Addr{netip.MustParseAddr(address)}
+		return p
+	}
+	successor := maps.Clone(cart.Labels)
+	successor["pod-template-hash"] = "77"
+	o.agent.post(func() {
+		o.agent.snapshot = source.NewSnapshot("n1", source.Contents{Namespaces: []source.Namespace{{Name: "shop"}}, Pods: []source.Pod{
+			cart,
+			pod("cart-2", "n2", "10.1.0.21", source.RedirectionEnabled, successor),
+			pod("cart-3", "n3", "10.1.0.31", source.RedirectionAbsent, cart.Labels), // no policy applies to it
+			pod("till-2", "n4", "10.1.0.41", source.RedirectionEnabled, map[string]string{"app": "till"}),
+		}})
+	})
+	v, _, err := o.poll(t.Context(), kernelCounts{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.memory.Elsewhere(v.elsewhere(o.memory.Watched()))
+	r, err := o.Readiness(t.Context(), "shop", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Workloads) != 1 || !slices.Equal(r.Workloads[0].Elsewhere, []string{"n2"}) {
+		t.Errorf("workloads %+v", r.Workloads)
 	}
 }
 
@@ -272,7 +324,7 @@ func TestObservationsSurviveTheAgent(t *testing.T) {
 	counts := kernelCounts{plaintextFrom(legacyIP, 8080, 3)}
 	for range 3 { // the kernel's counts survive, too
 		o = &observer{agent: o.agent, memory: newObserver(o.agent, path).memory}
-		if err := o.poll(t.Context(), counts); err != nil {
+		if _, _, err := o.poll(t.Context(), counts); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -289,7 +341,7 @@ func TestObservationsSurviveTheAgent(t *testing.T) {
 func TestBeforeTheFirstSnapshotNothingIsKnown(t *testing.T) {
 	o := observed(t, nil, nil)
 	o.agent.post(func() { o.agent.snapshot = nil })
-	if err := o.poll(t.Context(), kernelCounts{plaintextFrom(legacyIP, 8080, 3)}); err != nil {
+	if _, _, err := o.poll(t.Context(), kernelCounts{plaintextFrom(legacyIP, 8080, 3)}); err != nil {
 		t.Error(err)
 	}
 	if got := o.memory.Observations(time.Time{}); len(got) != 0 {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -29,8 +30,13 @@ type judged struct {
 	waiting  map[string]string // pods that are to be enrolled, and why they are not
 }
 
-// Readiness implements admin.Ready.
+// Readiness implements admin.Ready. What the kernel knows is read for it: an answer must not miss what is open now.
 func (o *observer) Readiness(ctx context.Context, namespace string, window time.Duration) (*admin.Readiness, error) {
+	if o.agent.path != nil {
+		if err := o.look(ctx, o.agent.path, fresh); err != nil {
+			return nil, fmt.Errorf("plaintext connections not read: %w", err)
+		}
+	}
 	var j judged
 	err := inspector{agent: o.agent}.inspect(ctx, func(a *Agent) error {
 		if a.snapshot == nil {
@@ -56,7 +62,7 @@ func (j *judged) readiness(memory *observe.Recorder, namespace string, from time
 	r := &admin.Readiness{Node: j.view.node, NodeAddresses: slices.SortedFunc(maps.Keys(j.view.own), netip.Addr.Compare),
 		RootNamespace: j.root, UnreadablePolicies: s.UnreadablePolicies}
 	r.Since, r.Dropped = memory.Since()
-	workloads := j.workloads(r, memory, namespace)
+	workloads := j.workloads(r, memory, namespace, from)
 	for _, x := range memory.Observations(from) {
 		if w := workloads[x.Workload.Key()]; w != nil {
 			port := portOf(w, x.Port)
@@ -96,11 +102,11 @@ func (j *judged) names(asked string) map[string]bool {
 }
 
 // workloads are those that are watched here, or were, by key.
-func (j *judged) workloads(r *admin.Readiness, memory *observe.Recorder, namespace string) map[string]*admin.Observed {
+func (j *judged) workloads(r *admin.Readiness, memory *observe.Recorder, namespace string, from time.Time) map[string]*admin.Observed {
 	all := map[string]*admin.Observed{}
 	for _, w := range memory.Watched() {
 		if namespace == "" || w.Namespace == namespace {
-			all[w.Key()] = &admin.Observed{Workload: w.Workload, Since: w.Since}
+			all[w.Key()] = &admin.Observed{Workload: w.Workload, Since: w.Since, Blind: w.Blind, Elsewhere: w.Nodes(from)}
 		}
 	}
 	for ref, pod := range j.view.snapshot.Local() {
@@ -111,7 +117,7 @@ func (j *judged) workloads(r *admin.Readiness, memory *observe.Recorder, namespa
 			known := all[w.Key()]
 			if known == nil {
 				w.Labels = observe.Lasting(w.Labels)
-				known = &admin.Observed{Workload: w, Since: time.Now()}
+				known = &admin.Observed{Workload: w, Since: time.Now(), Blind: time.Now()}
 				all[w.Key()] = known
 			}
 			known.Pods = append(known.Pods, ref)

@@ -196,6 +196,7 @@ func (a *Agent) unenroll(w *workload) {
 	if _, err := a.path.CloseDeliveries(w.netns.File(), w.id); err != nil {
 		a.log.Error("deliveries not closed", "workload", w.pod.Ref(), "error", err)
 	}
+	a.observer.leaving(w.id)
 	if err := a.path.Detach(w.id); err != nil {
 		a.log.Error("pod not detached", "workload", w.pod.Ref(), "error", err)
 	}

@@ -72,6 +72,22 @@ func TestAnswers(t *testing.T) {
 			t.Error("a namespace that does not exist is ready")
 		}
 	})
+	t.Run("readiness sees a connection that opened before the window", func(t *testing.T) {
+		stop, err := m.Hold(t.Context(), legacyApp, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Second)
+		out, _ := ask(t, m, "a", "readiness", "default", "--window", "1s")
+		stop()
+		if !strings.Contains(out, "NOT READY: STRICT would refuse 1 peer ") || !strings.Contains(out, legacyApp) {
+			t.Errorf("it is open, and not seen:\n%s", out)
+		}
+		time.Sleep(2 * time.Second)
+		if out, _ := ask(t, m, "a", "readiness", "default", "--window", "1s"); strings.Contains(out, "NOT READY") {
+			t.Errorf("it is over, and was not open within the window:\n%s", out)
+		}
+	})
 	strictMesh(t, m)
 	if a := request(legacyApp); a.OK {
 		t.Fatalf("plaintext to a STRICT port: %+v", a)

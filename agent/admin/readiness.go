@@ -44,7 +44,10 @@ type Observed struct {
 	observe.Workload
 	Pods  []string       `json:"pods,omitempty"` // that are enrolled here now
 	Since time.Time      `json:"since"`          // when this node began to watch it
+	Blind time.Time      `json:"blind,omitzero"` // until when a pod of it ran here that nobody watched
 	Ports []ObservedPort `json:"ports,omitempty"`
+	// Elsewhere are the other nodes that have pods of it, or had some in the window.
+	Elsewhere []string `json:"elsewhere,omitempty"`
 }
 
 // ObservedPort is a port that the pods declare, or that somebody came to.

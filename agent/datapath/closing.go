@@ -61,6 +61,22 @@ type sweep struct {
 }
 
 func (s *sweep) run() error {
+	return s.each(func(k diagSocket, inbound bool) error {
+		if !s.chosen(k, inbound) {
+			return nil
+		}
+		switch err := destroySocket(k.id); {
+		case err == nil:
+			s.closed++
+		case !errors.Is(err, unix.ENOENT): // else it has ended by itself
+			return fmt.Errorf("%s from %s: %w", k.id.local, k.id.remote, err)
+		}
+		return nil
+	})
+}
+
+// each looks at all sockets of the current network namespace. What f cannot do keeps it from none of the others.
+func (s *sweep) each(f func(k diagSocket, inbound bool) error) error {
 	var sockets []diagSocket
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		found, err := dumpSockets(family, s.d.maps.InboundPlaintext.FD())
@@ -77,14 +93,8 @@ func (s *sweep) run() error {
 	}
 	var errs []error
 	for _, k := range sockets {
-		if !s.chosen(k, k.marked || listening[k.id.local.Port()]) {
-			continue
-		}
-		switch err := destroySocket(k.id); {
-		case err == nil:
-			s.closed++
-		case !errors.Is(err, unix.ENOENT): // else it has ended by itself
-			errs = append(errs, fmt.Errorf("%s from %s: %w", k.id.local, k.id.remote, err))
+		if err := f(k, k.marked || listening[k.id.local.Port()]); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)

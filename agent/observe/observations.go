@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -25,20 +24,12 @@ const (
 // Observation is all connections of one peer to one port of a workload that went the same way.
 type Observation struct {
 	Workload Workload  `json:"workload"`
-	Since    time.Time `json:"since"` // when the workload was first watched
 	Port     uint16    `json:"port"`
 	Carried  Carried   `json:"carried"`
 	Peer     Peer      `json:"peer"`
 	Count    uint64    `json:"count"`
 	First    time.Time `json:"first"`
-	Last     time.Time `json:"last"`
-}
-
-// Watched is a workload, and since when its connections are.
-type Watched struct {
-	Workload
-	Since time.Time `json:"since"`
-	Seen  time.Time `json:"seen"` // when it was last enrolled here
+	Last     time.Time `json:"last"` // that one opened, or was seen open
 }
 
 type observation struct {
@@ -47,6 +38,7 @@ type observation struct {
 	carried     Carried
 	peer        Peer
 	count       uint64
+	open        uint64 // the most that were seen open at a time: some may have opened before anybody counted
 	first, last time.Time
 }
 
@@ -71,7 +63,7 @@ type observations struct {
 	dropped   time.Time // of the latest plaintext that had to make room
 	workloads map[string]*Watched
 	by        map[observationKey]*observation
-	now       map[uint64]Workload // by cookie, as Enrolled was told
+	now       map[uint64]bool     // by cookie, as Enrolled was told
 	enrolled  map[uint64]*Watched // the same, and those gone of which the kernel still knows
 	kernel    map[uint64]counted  // by hash of kernelKey
 }
@@ -79,47 +71,6 @@ type observations struct {
 func newObservations(now time.Time) observations {
 	return observations{since: now, workloads: map[string]*Watched{}, by: map[observationKey]*observation{},
 		enrolled: map[uint64]*Watched{}, kernel: map[uint64]counted{}}
-}
-
-// replaced are labels that differ between a pod and the one that takes its place.
-func replaced(label string) bool {
-	switch label {
-	case "pod-template-hash", "controller-revision-hash", "pod-template-generation", "apps.kubernetes.io/pod-index",
-		"statefulset.kubernetes.io/pod-name", "controller-uid", "batch.kubernetes.io/controller-uid", "job-name",
-		"batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index":
-		return true
-	}
-	return false
-}
-
-// Lasting are the labels that a pod shares with the one that takes its place.
-func Lasting(labels map[string]string) map[string]string {
-	labels = maps.Clone(labels)
-	maps.DeleteFunc(labels, func(name, _ string) bool { return replaced(name) })
-	return labels
-}
-
-// Key is the same for a pod and the one that takes its place, on any node.
-func (w *Workload) Key() string {
-	parts := []string{w.Namespace, w.ServiceAccount}
-	for _, name := range slices.Sorted(maps.Keys(w.Labels)) {
-		if !replaced(name) {
-			parts = append(parts, strconv.Quote(name)+"="+strconv.Quote(w.Labels[name]))
-		}
-	}
-	return strings.Join(parts, "/")
-}
-
-func (o *observations) workload(w Workload, now time.Time) *Watched {
-	key := w.Key()
-	known := o.workloads[key]
-	if known == nil {
-		w.Labels = Lasting(w.Labels)
-		known = &Watched{Workload: w, Since: now}
-		o.workloads[key] = known
-	}
-	known.Pod, known.Seen = w.Pod, now
-	return known
 }
 
 // Key is the same for a peer and for the pod that takes its place.
@@ -135,19 +86,26 @@ func (p *Peer) Key() string {
 }
 
 func (o *observations) add(of *Watched, port uint16, carried Carried, peer Peer, count uint64, last time.Time) {
+	x := o.at(of, port, carried, peer, last)
+	x.count += count
+	if len(o.by) > maxObservations+slack {
+		o.makeRoom()
+	}
+}
+
+// at is the observation, made when there is none.
+func (o *observations) at(of *Watched, port uint16, carried Carried, peer Peer, last time.Time) *observation {
 	k := observationKey{of, port, carried, peer.Key()}
 	x := o.by[k]
 	if x == nil {
 		x = &observation{of: of, port: port, carried: carried, first: last}
 		o.by[k] = x
 	}
-	x.peer, x.count = peer, x.count+count
+	x.peer = peer
 	if last.After(x.last) {
 		x.last = last
 	}
-	if len(o.by) > maxObservations+slack {
-		o.makeRoom()
-	}
+	return x
 }
 
 // makeRoom drops the oldest: first of ports with very many peers, whose verdict the others tell as well.
@@ -189,85 +147,6 @@ func (o *observations) expire(before time.Time) {
 	})
 }
 
-// Enrolled tells which workloads there are on the node, by the cookies of their network namespaces. The map is the
-// Recorder's from then on.
-func (r *Recorder) Enrolled(all map[uint64]Workload) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := time.Now()
-	r.seen.now = all
-	for cookie, w := range all {
-		r.seen.enrolled[cookie] = r.seen.workload(w, now)
-	}
-}
-
-// Plaintext takes what the kernel has counted since it began to, and finds what is new. kernelNow is the time on the
-// kernel's monotonic clock; peer says whose an address is, and is called for what is new alone. Counts of cookies that
-// Enrolled never named wait until it does. Call it every few seconds: what the kernel forgets in between is lost.
-func (r *Recorder) Plaintext(counts []Count, kernelNow uint64, peer func(netip.Addr) Peer) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := time.Now()
-	kernel := make(map[uint64]counted, len(counts))
-	cookies := map[uint64]bool{}
-	fresh := 0
-	for _, c := range counts {
-		hash := hashOf(kernelKey{c.Cookie, c.Port, c.Peer})
-		was, known := r.seen.kernel[hash]
-		of := r.seen.enrolled[c.Cookie]
-		if of == nil {
-			if known { // the agent has just been started: it will be enrolled again
-				kernel[hash] = was
-			}
-			continue
-		}
-		cookies[c.Cookie] = true
-		kernel[hash] = counted{c.Count, c.LastNanoseconds}
-		if !known {
-			fresh++
-		}
-		delta := was.news(c)
-		last := now.Add(-time.Duration(kernelNow - min(c.LastNanoseconds, kernelNow)))
-		if delta == 0 || now.Sub(last) > r.window {
-			continue
-		}
-		p := peer(c.Peer)
-		r.seen.add(of, c.Port, Plaintext, p, delta, last)
-		e := Event{Time: now, Inbound: true, Carried: Plaintext, Open: true, Count: delta, Opened: last,
-			Source:      End{Address: c.Peer},
-			Destination: End{Port: c.Port, Workload: of.Namespace + "/" + of.Pod}}
-		switch p.Kind {
-		case PeerPod:
-			e.Source.Workload = p.Name
-		case PeerNode:
-			e.Source.Node = p.Name
-		}
-		r.edges.add(&e, true)
-		r.ring.add(e)
-	}
-	if fresh > manyNewKeys {
-		r.seen.dropped = now
-	}
-	r.seen.kernel = kernel
-	maps.DeleteFunc(r.seen.enrolled, func(cookie uint64, _ *Watched) bool {
-		_, here := r.seen.now[cookie]
-		return !here && !cookies[cookie]
-	})
-	r.seen.expire(now.Add(-r.window))
-}
-
-// news is how many connections are new. The kernel may have forgotten the key in between and begun anew: then some are
-// missed, and none counted twice.
-func (was counted) news(c Count) uint64 {
-	switch {
-	case c.LastNanoseconds == was.last && c.Count == was.count:
-		return 0
-	case c.Count > was.count:
-		return c.Count - was.count
-	}
-	return c.Count
-}
-
 // Observations are those whose last connection came since then, by workload, port and peer.
 func (r *Recorder) Observations(since time.Time) []Observation {
 	all := r.observationsSince(since)
@@ -298,23 +177,9 @@ func (r *Recorder) observationsSince(since time.Time) []Observation {
 		if x.last.Before(since) {
 			continue
 		}
-		all = append(all, Observation{Workload: x.of.Workload, Since: x.of.Since, Port: x.port, Carried: x.carried, Peer: x.peer,
-			Count: x.count, First: x.first, Last: x.last})
+		all = append(all, Observation{Workload: x.of.Workload, Port: x.port, Carried: x.carried, Peer: x.peer,
+			Count: max(x.count, x.open), First: x.first, Last: x.last})
 	}
-	return all
-}
-
-// Watched are the workloads that are watched, or were within the window.
-func (r *Recorder) Watched() []Watched {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := make([]Watched, 0, len(r.seen.workloads))
-	for _, w := range r.seen.workloads {
-		all = append(all, *w)
-	}
-	slices.SortFunc(all, func(a, b Watched) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Key(), b.Key()))
-	})
 	return all
 }
 

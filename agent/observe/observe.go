@@ -102,16 +102,6 @@ type Peer struct {
 	Enrolled       bool       `json:"enrolled,omitempty"`
 }
 
-// Count is what the kernel has counted of a peer's plaintext connections to a port, since it began to.
-type Count struct {
-	Cookie uint64
-	Port   uint16
-	Peer   netip.Addr
-	Count  uint64
-	// LastNanoseconds is the time of the last one on the kernel's monotonic clock.
-	LastNanoseconds uint64
-}
-
 // DefaultWindow is how long observations are kept.
 const DefaultWindow = 7 * 24 * time.Hour
 
@@ -158,15 +148,21 @@ func New(o Options) *Recorder {
 	return r
 }
 
-// Flow records an event. local is the workload that it belongs to, nil when that is not known; peer is who came to it.
-func (r *Recorder) Flow(e Event, local *Workload, peer Peer) {
+// Flow records an event. server is the workload of this node that was connected to, nil if it is of another or not
+// known; client is who came to it.
+func (r *Recorder) Flow(e Event, server *Workload, client Peer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e.Time = time.Now()
 	fresh := r.told.fresh(&e)
 	r.edges.add(&e, fresh)
-	if e.Inbound && local != nil && fresh {
-		r.seen.add(r.seen.workload(*local, e.Time), e.Destination.Port, e.Carried, peer, max(e.Count, 1), e.Time)
+	if server != nil && !e.Inbound { // both ends are of this node, and told once
+		there := e
+		there.Inbound = true
+		r.edges.add(&there, fresh)
+	}
+	if server != nil && fresh {
+		r.seen.add(r.seen.workload(*server, e.Time), e.Destination.Port, e.Carried, client, max(e.Count, 1), e.Time)
 	}
 	r.ring.add(e)
 }

@@ -9,6 +9,7 @@ import (
 	"hash/fnv"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -43,6 +44,7 @@ type stateSeen struct {
 	Carried  Carried `json:"c"`
 	Peer     Peer    `json:"peer"`
 	Count    uint64  `json:"n"`
+	Open     uint64  `json:"o,omitempty"`
 	First    int64   `json:"f"` // Unix, milliseconds
 	Last     int64   `json:"l"`
 }
@@ -83,10 +85,17 @@ func (r *Recorder) state() *state {
 	index := map[*Watched]int{}
 	for _, w := range r.seen.workloads {
 		index[w] = len(s.Workloads)
-		s.Workloads = append(s.Workloads, *w) // labels never change
+		saved := *w // labels never change
+		saved.Left = maps.Clone(w.Left)
+		for node := range w.elsewhere { // it may have left before the next agent looks
+			if len(saved.Left) < maxLeft {
+				saved.leave(node, s.now)
+			}
+		}
+		s.Workloads = append(s.Workloads, saved)
 	}
 	for _, x := range r.seen.by {
-		s.Seen = append(s.Seen, stateSeen{index[x.of], x.port, x.carried, x.peer, x.count, x.first.UnixMilli(), x.last.UnixMilli()})
+		s.Seen = append(s.Seen, stateSeen{index[x.of], x.port, x.carried, x.peer, x.count, x.open, x.first.UnixMilli(), x.last.UnixMilli()})
 	}
 	slices.SortFunc(s.Seen, func(a, b stateSeen) int { return cmp.Compare(b.Last, a.Last) })
 	for hash, c := range r.seen.kernel {
@@ -135,6 +144,17 @@ func writeFile(path string, text []byte) error {
 	}
 	if err != nil {
 		return errors.Join(err, ignoreMissing(os.Remove(temporary)))
+	}
+	return nil
+}
+
+// Remove removes the state file of an agent that is gone for good.
+func Remove(path string) error {
+	if path == "" {
+		return nil
+	}
+	if err := errors.Join(ignoreMissing(os.Remove(path)), ignoreMissing(os.Remove(path+".new"))); err != nil {
+		return fmt.Errorf("observations: %w", err)
 	}
 	return nil
 }
@@ -221,7 +241,7 @@ func (r *Recorder) restore(s *state, now time.Time) {
 			last = now
 		}
 		o.by[observationKey{w, x.Port, x.Carried, x.Peer.Key()}] = &observation{of: w, port: x.Port, carried: x.Carried, peer: x.Peer,
-			count: x.Count, first: time.UnixMilli(x.First), last: last}
+			count: x.Count, open: x.Open, first: time.UnixMilli(x.First), last: last}
 	}
 	if s.Boot == r.boot {
 		for entry := range slices.Chunk(s.Kernel, kernelEntry) {

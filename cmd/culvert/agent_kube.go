@@ -22,6 +22,7 @@ import (
 	"github.com/culvert-mesh/culvert/agent/enroll/cniconf"
 	"github.com/culvert-mesh/culvert/agent/enroll/cri"
 	"github.com/culvert-mesh/culvert/agent/enroll/kubelet"
+	"github.com/culvert-mesh/culvert/agent/observe"
 	"github.com/culvert-mesh/culvert/agent/source"
 	"github.com/culvert-mesh/culvert/agent/source/kube"
 	"github.com/culvert-mesh/culvert/agent/source/kube/report"
@@ -281,6 +282,7 @@ func (k *kubeAgent) leave() error {
 		k.log.Info("another agent runs on this node already: it stays as it is")
 		return nil
 	}
+	err = errors.Join(err, observe.Remove(k.options.ObservedPath))
 	if err == nil {
 		k.log.Info("uninstalled: pods are on plain networking")
 	}

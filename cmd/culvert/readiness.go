@@ -27,8 +27,10 @@ func readinessCommand(f *readinessFlags) *cobra.Command {
 the kubelet's probes make are not counted, since STRICT lets them through. With --policy, what was seen is replayed against
 policies that are not in force yet, together with those that are, and what would be refused is listed.
 
-READY: watched for the whole window, and nobody came in plaintext. NOT READY: somebody did. UNKNOWN: not watched for long
-enough, or not all nodes answer. Agents remember a week, across their restarts.
+READY: watched for the whole window on every node that had pods of the workload, and nobody came in plaintext, nor is a
+plaintext connection still open from before. NOT READY: somebody did. UNKNOWN: not watched for long enough, or not by all
+who answered: a node is silent or gone, or a pod ran for a while before it was enrolled. Agents remember a week, across
+their restarts.
 
 All nodes are asked through the API server; on a node that has none, or with --local, its agent alone. The exit code is 0
 if all is READY, 1 if not, 2 for wrong usage.`,
@@ -99,11 +101,12 @@ func (f *readinessFlags) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	asked := time.Now()
 	all, err := askAll(ctx, &f.everyNode, cluster, nodes, ask, f.args()...)
 	if err != nil {
 		return err
 	}
-	report, err := f.judge(c, all, proposal)
+	report, err := f.judge(c, all, asked, proposal)
 	if err != nil {
 		return err
 	}
@@ -145,7 +148,7 @@ func (f *readinessFlags) read(c *cobra.Command) (*file.Result, error) {
 	return &r, nil
 }
 
-func (f *readinessFlags) judge(c *cobra.Command, all []told[admin.Readiness], proposal *file.Result) (*readinessReport, error) {
+func (f *readinessFlags) judge(c *cobra.Command, all []told[admin.Readiness], asked time.Time, proposal *file.Result) (*readinessReport, error) {
 	var answers []*admin.Readiness
 	var versions, known []string
 	exists := f.all
@@ -165,7 +168,7 @@ func (f *readinessFlags) judge(c *cobra.Command, all []told[admin.Readiness], pr
 	if !exists && len(failed) == 0 {
 		return nil, unknownNamespace(f.namespace, known)
 	}
-	j := newJudge(answers, failed, f.window)
+	j := newJudge(answers, failed, f.window, asked)
 	if proposal != nil {
 		j.propose(proposal.Policies, f.namespace)
 	}

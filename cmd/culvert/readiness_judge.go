@@ -53,10 +53,15 @@ type nodeNotEnrolled struct {
 
 type judgedWorkload struct {
 	observe.Workload
-	Pods  []string     `json:"pods"`  // enrolled now
-	Since time.Time    `json:"since"` // when it was first watched
-	Nodes []string     `json:"nodes"` // that have seen it
-	Ports []judgedPort `json:"ports"`
+	Pods  []string  `json:"pods"`           // enrolled now
+	Since time.Time `json:"since"`          // when it was first watched
+	Blind time.Time `json:"blind,omitzero"` // until when a pod of it ran that nobody watched
+	Nodes []string  `json:"nodes"`          // that have seen it
+	// Unheard are nodes that have pods of it, or had some in the window, and told nothing.
+	Unheard []string     `json:"unheard,omitempty"`
+	Ports   []judgedPort `json:"ports"`
+
+	elsewhere []string
 }
 
 type judgedPort struct {
@@ -67,13 +72,14 @@ type judgedPort struct {
 	Verdict  readinessVerdict     `json:"verdict"`
 	Why      string               `json:"why,omitempty"`
 	MTLS     uint64               `json:"mtls"`            // connections that mTLS protects, or that stay within the node
-	Breaks   []admin.ObservedPeer `json:"breaks"`          // plaintext peers that would be refused
+	Breaks   []admin.ObservedPeer `json:"breaks"`          // peers without mTLS that would be refused
 	Peers    []admin.ObservedPeer `json:"peers,omitempty"` // all that were seen
 }
 
 // judge merges what the nodes have seen.
 type judge struct {
 	window   time.Duration
+	asked    time.Time
 	now      time.Time
 	silent   []nodeError
 	answers  []*admin.Readiness
@@ -83,13 +89,15 @@ type judge struct {
 	notes    []string
 }
 
-func newJudge(answers []*admin.Readiness, silent []nodeError, window time.Duration) *judge {
-	j := &judge{window: window, silent: silent, answers: answers, nodes: map[netip.Addr]string{}, now: time.Now()}
+// newJudge is for answers that came since they were asked for.
+func newJudge(answers []*admin.Readiness, silent []nodeError, window time.Duration, asked time.Time) *judge {
+	j := &judge{window: window, silent: silent, answers: answers, nodes: map[netip.Addr]string{}, asked: asked, now: time.Now()}
 	for _, a := range answers {
 		j.root = cmp.Or(j.root, a.RootNamespace)
 		for _, address := range a.NodeAddresses {
 			j.nodes[address] = a.Node
 		}
+		j.align(a)
 	}
 	return j
 }
@@ -131,8 +139,9 @@ func (j *judge) report() (*readinessReport, error) {
 		}
 	}
 	for _, w := range j.merged() {
+		doubt := j.doubt(w, dropped)
 		for i := range w.Ports {
-			j.judgePort(&w.Workload, w.Since, &w.Ports[i], inForce, after, dropped)
+			j.judgePort(&w.Workload, doubt, &w.Ports[i], inForce, after)
 			r.Verdict = worse(r.Verdict, w.Ports[i].Verdict)
 		}
 		r.Workloads = append(r.Workloads, *w)
@@ -200,8 +209,12 @@ func (j *judge) merged() []*judgedWorkload {
 			}
 			m.Pods = append(m.Pods, w.Pods...)
 			m.Nodes = append(m.Nodes, a.Node)
+			m.elsewhere = append(m.elsewhere, w.Elsewhere...)
 			if w.Since.Before(m.Since) {
 				m.Since = w.Since
+			}
+			if w.Blind.After(m.Blind) {
+				m.Blind = w.Blind
 			}
 			for _, port := range w.Ports {
 				j.mergePort(m, port)
@@ -212,6 +225,7 @@ func (j *judge) merged() []*judgedWorkload {
 	for _, w := range all {
 		slices.Sort(w.Pods)
 		slices.Sort(w.Nodes)
+		w.Unheard = j.unheard(w.elsewhere)
 		if len(w.Pods) == 0 && !slices.ContainsFunc(w.Ports, func(p judgedPort) bool { return len(p.Peers) > 0 }) {
 			continue // gone, and nobody came
 		}
@@ -253,56 +267,6 @@ func (j *judge) mergePort(w *judgedWorkload, seen admin.ObservedPort) {
 		}
 		o.Count, o.First = count, firstSeen
 	}
-}
-
-// judgePort says what STRICT, or the proposed policies, would do to a port.
-func (j *judge) judgePort(w *observe.Workload, since time.Time, p *judgedPort, inForce, after *policy.Set, dropped time.Time) {
-	subject := policy.Workload{Namespace: w.Namespace, Name: w.Pod, Labels: w.Labels}
-	now := inForce.Effective(subject).ForPort(p.Port)
-	p.Mode, p.Policy = now.Mode, now.Policy.String()
-	next := policy.Strict
-	if after != nil {
-		d := after.Effective(subject).ForPort(p.Port)
-		p.Proposed, next = &d, d.Mode
-	}
-	p.Breaks = []admin.ObservedPeer{}
-	slices.SortFunc(p.Peers, func(a, b admin.ObservedPeer) int {
-		return cmp.Or(b.Last.Compare(a.Last), cmp.Compare(a.Key(), b.Key()))
-	})
-	for _, peer := range p.Peers {
-		switch peer.Carried {
-		case observe.MTLS, observe.SameNode:
-			p.MTLS += peer.Count
-		case observe.Plaintext:
-			if next == policy.Strict && now.Mode != policy.Strict {
-				p.Breaks = append(p.Breaks, peer)
-			}
-		}
-	}
-	p.Verdict, p.Why = j.verdict(p, now.Mode, next, since, dropped)
-}
-
-func (j *judge) verdict(p *judgedPort, now, next policy.Mode, since, dropped time.Time) (readinessVerdict, string) {
-	watched := j.now.Sub(since)
-	switch {
-	case next == policy.Disable && now != policy.Disable && p.MTLS > 0:
-		return verdictReady, fmt.Sprintf("nothing is refused, but %d connections would lose mTLS", p.MTLS)
-	case next != policy.Strict:
-		return verdictReady, "stays open to plaintext"
-	case now == policy.Strict:
-		return verdictReady, "is STRICT already"
-	case len(p.Breaks) > 0:
-		return verdictNotReady, plural(len(p.Breaks), "plaintext peer")
-	case len(j.silent) > 0:
-		return verdictUnknown, plural(len(j.silent), "node") + " did not answer"
-	case j.now.Sub(dropped) < j.window:
-		return verdictUnknown, "more plaintext peers than are remembered until " + dropped.Local().Format(time.DateTime)
-	case watched < j.window:
-		return verdictUnknown, fmt.Sprintf("watched for %s only, since %s", short(max(watched, 0)), since.Local().Format(time.DateTime))
-	case p.MTLS == 0:
-		return verdictReady, "nobody came"
-	}
-	return verdictReady, ""
 }
 
 func plural(n int, noun string) string {

@@ -73,7 +73,11 @@ func readinessRow(r *readinessReport, w *judgedWorkload, p *judgedPort, wide boo
 	}
 	row = append(row, string(p.Verdict), fmt.Sprint(plaintext), fmt.Sprint(p.MTLS), orDash(p.Why))
 	if wide {
-		row = append(row, w.Since.Local().Format(time.DateTime), p.Policy, strings.Join(w.Nodes, ","))
+		since := w.Since
+		if w.Blind.After(since) {
+			since = w.Blind
+		}
+		row = append(row, since.Local().Format(time.DateTime), p.Policy, strings.Join(w.Nodes, ","))
 	}
 	for i := range row {
 		row[i] = plain(row[i])
@@ -136,6 +140,8 @@ func peerName(p *admin.ObservedPeer) string {
 
 func peerWhy(p *admin.ObservedPeer) string {
 	switch {
+	case p.Carried == observe.Refused && p.Identity == "":
+		return "the port was STRICT then"
 	case p.Carried != observe.Plaintext:
 		return "-"
 	case p.Why != "":

@@ -52,6 +52,14 @@ func TestIsStrictSafe(t *testing.T) {
 	optedOut := watchedFor("n1", week, fromFront)
 	optedOut.NotEnrolled = waiting.NotEnrolled[1:]
 	fromNode := watchedFor("n1", week, fromOutside)
+	blind := watchedFor("n1", week, fromFront)
+	blind.Workloads[0].Blind = time.Now().Add(-time.Hour)
+	spread := watchedFor("n1", week, fromFront)
+	spread.Workloads[0].Elsewhere = []string{"n2", "n3"}
+	refused := fromLegacy
+	refused.Carried = observe.Refused
+	perPod := admin.Policy{Namespace: "shop", Name: "one", Mode: "STRICT", Selector: map[string]string{"app": "cart", "statefulset.kubernetes.io/pod-name": "cart-0"}}
+	otherPod := admin.Policy{Namespace: "shop", Name: "one", Mode: "STRICT", Selector: map[string]string{"app": "till", "statefulset.kubernetes.io/pod-name": "till-0"}}
 	neighbour := watchedFor("n2", week)
 	neighbour.NodeAddresses = []netip.Addr{fromOutside.Address}
 	tests := map[string]struct {
@@ -60,24 +68,30 @@ func TestIsStrictSafe(t *testing.T) {
 		verdict readinessVerdict
 		want    string
 	}{
-		"mTLS alone":                {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromFront)}, verdict: verdictReady, want: "STRICT would refuse nobody who came within the last 24h0m"},
-		"a plaintext peer":          {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromFront, fromLegacy)}, verdict: verdictNotReady, want: "pod old/legacy-1"},
-		"an address outside":        {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromOutside)}, verdict: verdictNotReady, want: "outside the cluster"},
-		"another node":              {answers: map[string]*admin.Readiness{"n1": fromNode, "n2": neighbour}, verdict: verdictNotReady, want: "node n2"},
-		"enrolled and plaintext":    {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, enrolledPeer)}, verdict: verdictNotReady, want: "enrolled, but it was not enrolled when it came last"},
-		"nobody came":               {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week)}, verdict: verdictReady, want: "nobody came"},
-		"not for long":              {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", time.Hour, fromFront)}, verdict: verdictUnknown, want: "watched for 1h0m only, since "},
-		"long enough for less":      {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", time.Hour, fromFront)}, args: []string{"--window", "30m"}, verdict: verdictReady},
-		"plaintext, not for long":   {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", time.Hour, fromLegacy)}, verdict: verdictNotReady},
-		"elsewhere for longer":      {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", time.Minute, fromFront), "n2": watchedFor("n2", week)}, verdict: verdictReady, want: "shop/cart-n1 +1"},
-		"a node does not answer":    {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromFront), "n2": nil}, verdict: verdictUnknown, want: "node n2 does not answer, and what it saw is not known: agent of node n2: no answer within 1m0s"},
-		"no node answers":           {answers: map[string]*admin.Readiness{"n2": nil}, verdict: verdictUnknown, want: "node n2 does not answer"},
-		"silence and plaintext":     {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromLegacy), "n2": nil}, verdict: verdictNotReady},
-		"more than is remembered":   {answers: map[string]*admin.Readiness{"n1": dropped}, verdict: verdictUnknown, want: "more plaintext peers than are remembered until"},
-		"a pod waits for enrolment": {answers: map[string]*admin.Readiness{"n1": waiting}, verdict: verdictUnknown, want: "not enrolled: pod shop/till-1 on node n1: its namespace was not found"},
-		"a pod opted out":           {answers: map[string]*admin.Readiness{"n1": optedOut}, verdict: verdictReady, want: "1 pod outside of the mesh: no policy applies to them"},
-		"STRICT already":            {answers: map[string]*admin.Readiness{"n1": withPolicies(watchedFor("n1", time.Minute, fromLegacy), strictPolicy)}, verdict: verdictReady, want: "is STRICT already"},
-		"no workload":               {answers: map[string]*admin.Readiness{"n1": {Node: "n1", KnownNames: []string{"shop"}}}, verdict: verdictUnknown, want: "no workload is enrolled there"},
+		"mTLS alone":                 {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromFront)}, verdict: verdictReady, want: "STRICT would refuse nobody who came within the last 24h0m"},
+		"a plaintext peer":           {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromFront, fromLegacy)}, verdict: verdictNotReady, want: "pod old/legacy-1"},
+		"an address outside":         {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromOutside)}, verdict: verdictNotReady, want: "outside the cluster"},
+		"another node":               {answers: map[string]*admin.Readiness{"n1": fromNode, "n2": neighbour}, verdict: verdictNotReady, want: "node n2"},
+		"enrolled and plaintext":     {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, enrolledPeer)}, verdict: verdictNotReady, want: "enrolled, but it was not enrolled when it came last"},
+		"nobody came":                {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week)}, verdict: verdictReady, want: "nobody came"},
+		"not for long":               {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", time.Hour, fromFront)}, verdict: verdictUnknown, want: "watched for 1h0m only, since "},
+		"long enough for less":       {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", time.Hour, fromFront)}, args: []string{"--window", "30m"}, verdict: verdictReady},
+		"plaintext, not for long":    {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", time.Hour, fromLegacy)}, verdict: verdictNotReady},
+		"elsewhere for longer":       {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", time.Minute, fromFront), "n2": watchedFor("n2", week)}, verdict: verdictReady, want: "shop/cart-n1 +1"},
+		"a node does not answer":     {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromFront), "n2": nil}, verdict: verdictUnknown, want: "node n2 does not answer, and what it saw is not known: agent of node n2: no answer within 1m0s"},
+		"no node answers":            {answers: map[string]*admin.Readiness{"n2": nil}, verdict: verdictUnknown, want: "node n2 does not answer"},
+		"silence and plaintext":      {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromLegacy), "n2": nil}, verdict: verdictNotReady},
+		"more than is remembered":    {answers: map[string]*admin.Readiness{"n1": dropped}, verdict: verdictUnknown, want: "more plaintext peers than are remembered until"},
+		"a pod waits for enrolment":  {answers: map[string]*admin.Readiness{"n1": waiting}, verdict: verdictUnknown, want: "not enrolled: pod shop/till-1 on node n1: its namespace was not found"},
+		"a pod opted out":            {answers: map[string]*admin.Readiness{"n1": optedOut}, verdict: verdictReady, want: "1 pod outside of the mesh: no policy applies to them"},
+		"STRICT already":             {answers: map[string]*admin.Readiness{"n1": withPolicies(watchedFor("n1", time.Minute, fromLegacy), strictPolicy)}, verdict: verdictReady, want: "is STRICT already"},
+		"a pod ran unwatched":        {answers: map[string]*admin.Readiness{"n1": blind}, verdict: verdictUnknown, want: "a pod of it ran unwatched until "},
+		"unwatched before that":      {answers: map[string]*admin.Readiness{"n1": blind}, args: []string{"--window", "30m"}, verdict: verdictReady},
+		"pods elsewhere":             {answers: map[string]*admin.Readiness{"n1": spread, "n2": watchedFor("n2", week)}, verdict: verdictUnknown, want: "its pods on node n3 are, or were, not watched by those who answered"},
+		"refused when it was STRICT": {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, refused)}, verdict: verdictNotReady, want: "the port was STRICT then"},
+		"policies of single pods":    {answers: map[string]*admin.Readiness{"n1": withPolicies(watchedFor("n1", week, fromFront), perPod)}, verdict: verdictUnknown, want: "PeerAuthentication shop/one (statefulset.kubernetes.io/pod-name) selects by labels that end with a pod"},
+		"of other single pods":       {answers: map[string]*admin.Readiness{"n1": withPolicies(watchedFor("n1", week, fromFront), otherPod)}, verdict: verdictReady},
+		"no workload":                {answers: map[string]*admin.Readiness{"n1": {Node: "n1", KnownNames: []string{"shop"}}}, verdict: verdictUnknown, want: "no workload is enrolled there"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -96,6 +110,33 @@ func TestIsStrictSafe(t *testing.T) {
 				t.Errorf("want %s and %q:\n%s", tt.verdict, tt.want, out)
 			}
 		})
+	}
+}
+
+func TestANodesClockMayBeOff(t *testing.T) {
+	for name, off := range map[string]time.Duration{"behind": -24 * time.Hour, "ahead": 3 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			asked := time.Now()
+			peer := fromLegacy
+			peer.First, peer.Last = asked.Add(off-time.Hour), asked.Add(off-time.Hour)
+			a := watchedFor("n1", week, peer)
+			a.Time = asked.Add(off)
+			a.Workloads[0].Since = asked.Add(off - week)
+			r, err := newJudge([]*admin.Readiness{a}, nil, 24*time.Hour, asked).report()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := asked.Sub(r.Workloads[0].Ports[0].Peers[0].Last)
+			if (got-time.Hour).Abs() > 10*time.Second || asked.Sub(r.Workloads[0].Since)-week > 10*time.Second || len(r.Notes) != 1 {
+				t.Errorf("last %s ago, notes %q", got, r.Notes)
+			}
+		})
+	}
+	asked := time.Now().Add(-time.Minute) // another node took that long
+	a := watchedFor("n1", week, fromLegacy)
+	a.Time = asked.Add(10 * time.Second)
+	if j := newJudge([]*admin.Readiness{a}, nil, 24*time.Hour, asked); len(j.notes) != 0 {
+		t.Errorf("notes %q", j.notes)
 	}
 }
 

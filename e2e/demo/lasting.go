@@ -67,6 +67,15 @@ func (m *Mesh) hold(ctx context.Context, from string, to netip.AddrPort, interva
 	return h, nil
 }
 
+// Hold opens a connection that carries a request every so often, until stop is called.
+func (m *Mesh) Hold(ctx context.Context, from string, to netip.AddrPort) (stop func(), err error) {
+	h, err := m.hold(ctx, from, to, 100*time.Millisecond)
+	if err != nil {
+		return nil, err
+	}
+	return h.stop, nil
+}
+
 func (h *held) add(text []byte) {
 	var a Attempt
 	err := json.Unmarshal(text, &a)
