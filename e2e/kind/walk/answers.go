@@ -8,20 +8,46 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // answers are the questions that people put to all nodes at once, through the API server.
 func answers() group {
 	return group{name: "answers", setup: func(ctx context.Context, s *suite) error {
-		return errors.Join(s.applyPolicies(ctx), s.refresh(ctx))
+		if err := errors.Join(s.applyPolicies(ctx), s.refresh(ctx)); err != nil {
+			return err
+		}
+		return s.comeInPlaintext(ctx)
 	}, rows: []row{
 		{name: "culvert status", where: "both", expected: "every node is well", do: statusOfNodes},
 		{name: "culvert describe", where: "both", expected: "a pod of each node, and a Service", do: describes},
 		{name: "culvert can --try", where: "both", expected: "what happens is what was foretold", do: foretells},
 		{name: "culvert flows", where: "both", expected: "connections of every kind, of every node", do: flowsOfNodes},
-		{name: "culvert readiness default", where: "both", expected: "not ready: the plaintext of the rows before", do: readinessOfDefault},
+		{name: "culvert readiness default", where: "both", expected: "not ready, and who came in plaintext", do: readinessOfDefault},
+		{name: "culvert readiness of a workload with a pod on each node", where: "both", expected: "READY, one node alone UNKNOWN, after plaintext NOT READY", do: readinessOfSpread},
 		{name: "culvert bugreport", where: "both", expected: "a file", do: bugreportOfNodes},
 	}}
+}
+
+// comeInPlaintext has a client outside the mesh let in, and refused.
+func (s *suite) comeInPlaintext(ctx context.Context) error {
+	from, err := s.near(legacyApp, productpage, acrossNodes)
+	if err != nil {
+		return err
+	}
+	url := page(s.pods[productpage].at(4, 9080), "answers")
+	for _, step := range []struct {
+		outcome  string
+		policies []string
+	}{{wantOK, nil}, {wantRefused, []string{"default-strict"}}, {wantOK, nil}} {
+		if err := s.applyPolicies(ctx, step.policies...); err != nil {
+			return err
+		}
+		if _, err := s.want(ctx, 20*time.Second, from, step.outcome, url); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func statusOfNodes(ctx context.Context, s *suite) (string, error) {
