@@ -25,23 +25,7 @@ func (o *observer) Bugreport(ctx context.Context) (*admin.Bugreport, error) {
 			r.Errors = append(r.Errors, what+": "+err.Error())
 		}
 	}
-	var snapshot *source.Snapshot
-	failed("agent", inspector{agent: o.agent}.inspect(ctx, func(a *Agent) error {
-		for _, w := range a.workloads {
-			r.Workloads = append(r.Workloads, reportWorkload(w))
-		}
-		r.Tunnels, r.Snapshot.Generation, r.Snapshot.NotEnrolled = len(a.sessions), a.generation, maps.Clone(a.unenrollable)
-		snapshot = a.snapshot
-		if snapshot == nil {
-			return errNoSnapshot
-		}
-		r.Snapshot.Ranges = a.ranges()
-		return nil
-	}))
-	slices.SortFunc(r.Workloads, func(a, b admin.ReportWorkload) int { return cmp.Compare(a.Pod, b.Pod) })
-	if snapshot != nil {
-		fillSnapshot(r, snapshot)
-	}
+	failed("agent", o.reportState(ctx, r))
 	if o.agent.path == nil {
 		failed("kernel", errors.New("no programs are loaded"))
 		return r, nil
@@ -62,6 +46,32 @@ func (o *observer) Bugreport(ctx context.Context) (*admin.Bugreport, error) {
 		r.Features = append(r.Features, feature)
 	}
 	return r, nil
+}
+
+// reportState asks the loop. One that stands still may answer after nobody waits any more, and so has a report of its own.
+func (o *observer) reportState(ctx context.Context, r *admin.Bugreport) error {
+	var snapshot *source.Snapshot
+	state := &admin.Bugreport{}
+	err := inspector{agent: o.agent}.inspect(ctx, func(a *Agent) error {
+		for _, w := range a.workloads {
+			state.Workloads = append(state.Workloads, reportWorkload(w))
+		}
+		state.Tunnels, state.Snapshot.Generation, state.Snapshot.NotEnrolled = len(a.sessions), a.generation, maps.Clone(a.unenrollable)
+		if snapshot = a.snapshot; snapshot != nil {
+			state.Snapshot.Ranges = a.ranges()
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	r.Workloads, r.Tunnels, r.Snapshot = state.Workloads, state.Tunnels, state.Snapshot
+	slices.SortFunc(r.Workloads, func(a, b admin.ReportWorkload) int { return cmp.Compare(a.Pod, b.Pod) })
+	if snapshot == nil {
+		return errNoSnapshot
+	}
+	fillSnapshot(r, snapshot)
+	return nil
 }
 
 func reportWorkload(w *workload) admin.ReportWorkload {

@@ -30,11 +30,18 @@ var _ admin.Node = inspector{}
 
 var errEnding = errors.New("agent is ending")
 
-// inspect runs a question on the loop and waits for it.
+// inspect runs a question on the loop and waits for it. When it fails, the question may still be running: what it fills is
+// to be left alone.
 func (i inspector) inspect(ctx context.Context, question func(*Agent) error) error {
 	answer := make(chan error, 1)
 	select {
-	case i.agent.events <- func() { answer <- question(i.agent) }:
+	case i.agent.events <- func() {
+		if err := ctx.Err(); err != nil { // nobody waits any more
+			answer <- err
+			return
+		}
+		answer <- question(i.agent)
+	}:
 	case <-i.agent.ctx.Done():
 		return errEnding
 	case <-ctx.Done(): // the loop stands still

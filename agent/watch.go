@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -101,12 +102,14 @@ func (o *observer) poll(ctx context.Context, k kernel) (v *view, cookies []uint6
 	if err != nil {
 		return nil, nil, err
 	}
-	o.own.Store(&own)
 	err = inspector{agent: o.agent}.inspect(ctx, func(a *Agent) error {
 		v = o.view().detached(a)
 		if v.snapshot == nil {
 			return nil
 		}
+		v.withoutServices(own)
+		o.own.Store(&own)
+		v.own = own
 		enrolled := make(map[uint64]observe.Workload, len(a.workloads))
 		for cookie, w := range a.workloads {
 			enrolled[cookie] = observedWorkload(w.pod)
@@ -186,6 +189,13 @@ func (o *observer) leaving(cookie uint64) {
 		return
 	}
 	o.memory.Leaving(cookie, counts, now, o.view().peer)
+}
+
+// withoutServices leaves out what kube-proxy, by IPVS, gives the node of every Service.
+func (v *view) withoutServices(own map[netip.Addr]bool) {
+	maps.DeleteFunc(own, func(a netip.Addr, _ bool) bool {
+		return v.snapshot.ServiceByAddress(netip.AddrPortFrom(a, 0)) != nil
+	})
 }
 
 // elsewhere tells which other nodes have enrolled pods of which of these workloads, by their keys.

@@ -2,7 +2,6 @@ package observe
 
 import (
 	"container/list"
-	"maps"
 	"time"
 )
 
@@ -35,51 +34,76 @@ type edgeKey struct {
 	inbound             bool
 }
 
+// edge has its tallies in a form that is copied fast.
+type edge struct {
+	Edge
+	tallies [5]Tally // as ways
+}
+
 // edges has the one that was used last in front.
 type edges struct {
-	by    map[edgeKey]*list.Element // of *Edge
+	by    map[edgeKey]*list.Element // of *edge
 	order *list.List
 }
 
 func newEdges() edges { return edges{by: map[edgeKey]*list.Element{}, order: list.New()} }
 
+// ways are all of Carried.
+func ways() [5]Carried { return [...]Carried{MTLS, SameNode, Plaintext, Refused, Failed} }
+
 func (x *edges) add(e *Event, fresh bool) {
 	k := edgeKey{e.Source.name(), e.Destination.name(), e.Destination.Port, e.Inbound}
 	element := x.by[k]
 	if element == nil {
-		element = x.order.PushFront(&Edge{Source: k.source, Destination: k.destination, Port: k.port, Inbound: k.inbound,
-			Carried: map[Carried]Tally{}, First: e.Time})
+		element = x.order.PushFront(&edge{Edge: Edge{Source: k.source, Destination: k.destination, Port: k.port, Inbound: k.inbound, First: e.Time}})
 		x.by[k] = element
 	}
 	x.order.MoveToFront(element)
-	edge := element.Value.(*Edge)
-	edge.Last = e.Time
-	if fresh {
-		t := edge.Carried[e.Carried]
-		edge.Carried[e.Carried] = Tally{Count: t.Count + max(e.Count, 1), Last: e.Time, Reason: e.Reason}
+	at := element.Value.(*edge)
+	at.Last = e.Time
+	for i, way := range ways() {
+		if fresh && way == e.Carried {
+			at.tallies[i] = Tally{Count: at.tallies[i].Count + max(e.Count, 1), Last: e.Time, Reason: e.Reason}
+		}
 	}
 	if !e.Open {
-		edge.Sent += e.Sent
-		edge.Received += e.Received
+		at.Sent += e.Sent
+		at.Received += e.Received
 	}
 	if x.order.Len() > maxEdges {
-		oldest := x.order.Remove(x.order.Back()).(*Edge)
+		oldest := x.order.Remove(x.order.Back()).(*edge)
 		delete(x.by, edgeKey{oldest.Source, oldest.Destination, oldest.Port, oldest.Inbound})
 	}
 }
 
-// Edges are those of which something was seen since then, the latest first.
-func (r *Recorder) Edges(since time.Time) []Edge {
+// since copies what is asked for, under the lock that the agent's loop waits for.
+func (r *Recorder) since(since time.Time) []edge {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var all []Edge
+	all := make([]edge, 0, r.edges.order.Len())
 	for element := r.edges.order.Front(); element != nil; element = element.Next() {
-		e := *element.Value.(*Edge)
+		e := element.Value.(*edge)
 		if e.Last.Before(since) {
 			break
 		}
-		e.Carried = maps.Clone(e.Carried)
-		all = append(all, e)
+		all = append(all, *e)
+	}
+	return all
+}
+
+// Edges are those of which something was seen since then, the latest first.
+func (r *Recorder) Edges(since time.Time) []Edge {
+	copied := r.since(since)
+	all := make([]Edge, len(copied))
+	for i := range copied {
+		e := &copied[i]
+		e.Carried = map[Carried]Tally{}
+		for k, way := range ways() {
+			if e.tallies[k].Count > 0 {
+				e.Carried[way] = e.tallies[k]
+			}
+		}
+		all[i] = e.Edge
 	}
 	return all
 }

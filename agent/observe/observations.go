@@ -108,9 +108,22 @@ func (o *observations) at(of *Watched, port uint16, carried Carried, peer Peer, 
 	return x
 }
 
-// makeRoom drops the oldest: first of ports with very many peers, whose verdict the others tell as well.
+// rank is in which order there is room: anybody can cause what came to nothing, and only peers with an identity mTLS.
+func (c Carried) rank() int {
+	switch c {
+	case Plaintext:
+		return 0
+	case MTLS, SameNode:
+		return 1
+	}
+	return 2
+}
+
+// makeRoom drops the oldest of what tells least: first of ports with very many peers, whose verdict the others tell as well.
 func (o *observations) makeRoom() {
-	all := slices.SortedFunc(maps.Values(o.by), func(a, b *observation) int { return b.last.Compare(a.last) })
+	all := slices.SortedFunc(maps.Values(o.by), func(a, b *observation) int {
+		return cmp.Or(cmp.Compare(a.carried.rank(), b.carried.rank()), b.last.Compare(a.last))
+	})
 	peers := map[observationKey]int{}
 	kept := 0
 	for _, x := range all {

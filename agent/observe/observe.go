@@ -122,12 +122,13 @@ type Recorder struct {
 	log    *slog.Logger
 	saving sync.Mutex // held by Save; before mu
 
-	mu    sync.Mutex
-	ring  ring
-	edges edges
-	told  told
-	seen  observations
-	lost  uint64 // events that never arrived
+	mu     sync.Mutex
+	ring   ring
+	edges  edges
+	told   told
+	seen   observations
+	floods floods
+	lost   uint64 // events that never arrived
 }
 
 // New returns a Recorder that knows what its state file tells. A file that cannot be used is logged and left out.
@@ -142,6 +143,7 @@ func New(o Options) *Recorder {
 	now := time.Now()
 	r.ring = newRing(now)
 	r.edges = newEdges()
+	r.floods = floods{}
 	r.told = told{open: map[flowKey]struct{}{}}
 	r.seen = newObservations(now)
 	r.load(now)
@@ -155,6 +157,9 @@ func (r *Recorder) Flow(e Event, server *Workload, client Peer) {
 	defer r.mu.Unlock()
 	e.Time = time.Now()
 	fresh := r.told.fresh(&e)
+	if !r.floods.admits(&e) {
+		return
+	}
 	r.edges.add(&e, fresh)
 	if server != nil && !e.Inbound { // both ends are of this node, and told once
 		there := e
