@@ -35,6 +35,9 @@ func (k *Keeper) Adopt(chain []*x509.Certificate) (spiffeid.ID, error) {
 	e := k.entry(id)
 	if e.chain == nil {
 		e.put(k.issuers.shared(chain), expires, nil, nil)
+		if began := chain[0].NotBefore; began.Before(now) {
+			e.obtained = began // its life did not begin with this agent
+		}
 		e.next = now.Add(renewIn(expires, now))
 		if k.watcher != nil {
 			e.next = now

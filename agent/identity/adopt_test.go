@@ -122,6 +122,28 @@ func TestAdoptedWithoutUsersIsDroppedAfterTheGrace(t *testing.T) {
 	})
 }
 
+func TestTheLifeOfAnAdoptedSVIDBeganWhenItWasIssued(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newControlled(t, 24*time.Hour)
+		k := NewKeeper(issuer, slog.New(slog.DiscardHandler), (&svids{}).notify)
+		defer k.Close()
+		held, err := issuer.InProcess.Issue(t.Context(), pod(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		issued := time.Now()
+		time.Sleep(10 * time.Hour)
+		if _, err := k.Adopt(held.Certificates); err != nil {
+			t.Fatal(err)
+		}
+		k.Use(pod(1))
+		all := k.Status()
+		if len(all) != 1 || all[0].Obtained.After(issued) {
+			t.Errorf("issued %v, status %+v", issued, all)
+		}
+	})
+}
+
 // What a tunnel says is not believed further than that there is no hurry.
 func TestWhatCannotBeAdopted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
