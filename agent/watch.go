@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -86,12 +87,14 @@ func (o *observer) look(ctx context.Context, k kernel, everything time.Duration)
 		return err
 	}
 	begin := time.Now()
+	var errs []error
 	for _, cookie := range cookies {
-		if err := o.lookInto(ctx, k, v, cookie); err != nil {
-			return err
-		}
+		errs = append(errs, o.lookInto(ctx, k, v, cookie))
 	}
 	o.memory.Elsewhere(v.elsewhere(o.memory.Watched()))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
 	o.lookout.looked = begin
 	return nil
 }
