@@ -10,7 +10,7 @@ import (
 // equal reports whether nothing differs that anyone looks at: most updates of a Pod are of its status alone.
 func (p *Pod) equal(o *Pod) bool {
 	return p.Namespace == o.Namespace && p.Name == o.Name && p.UID == o.UID && p.RuntimeUID == o.RuntimeUID && p.Created.Equal(o.Created) &&
-		p.Redirection == o.Redirection && p.ServiceAccount == o.ServiceAccount && p.Node == o.Node &&
+		p.Redirection == o.Redirection && p.Owner == o.Owner && p.ServiceAccount == o.ServiceAccount && p.Node == o.Node &&
 		p.HostNetwork == o.HostNetwork && p.NetnsPath == o.NetnsPath && slices.Equal(p.Addresses, o.Addresses) &&
 		maps.Equal(p.Labels, o.Labels) && maps.Equal(p.Annotations, o.Annotations) &&
 		slices.Equal(p.Containers, o.Containers) && maps.Equal(p.Ports, o.Ports) &&

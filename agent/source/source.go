@@ -55,6 +55,7 @@ type Pod struct {
 	Redirection     Redirection
 	Labels          map[string]string
 	Annotations     map[string]string
+	Owner           string // what made it, by the name that people know: a Deployment's; empty when nothing did
 	ServiceAccount  string // "default" when the manifest names none
 	Node            string // spec.nodeName
 	Addresses       []netip.Addr

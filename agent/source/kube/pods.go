@@ -38,6 +38,7 @@ func (c podConverter) convert(o runtime.Object) any {
 		UID: strings.Clone(string(k.UID)), Created: k.CreationTimestamp.Time,
 		Redirection:    source.RedirectionAbsent,
 		Labels:         c.labels.share(k.Labels),
+		Owner:          share(ownerOf(k)),
 		ServiceAccount: share(k.Spec.ServiceAccountName),
 		Node:           share(k.Spec.NodeName),
 		Addresses:      podAddresses(k),
