@@ -250,9 +250,13 @@ func (q *question) arrival(e *control.Endpoint) admin.EndpointVerdict {
 		v.Server = "not in the mesh: it takes what comes"
 	}
 	self := q.from != nil && v.Pod == q.verdict.From && v.Pod != ""
+	own := at.Port() == hbonePort && described.InMesh && q.guarded(at.Addr())
 	switch {
 	case e.Action == control.Action_ACTION_REFUSE:
 		v.Outcome, v.RefusedBy = admin.OutcomeRefused, admin.SideClient
+	case own && !self:
+		v.Outcome, v.RefusedBy, v.Identity = admin.OutcomeRefused, admin.SideServer, ""
+		v.Server = fmt.Sprintf("port %d is the tunnel's own, never an application's: it serves none but other tunnels", hbonePort)
 	case e.Action == control.Action_ACTION_HBONE:
 		v.Outcome, v.SameNode = admin.OutcomeMTLS, e.LocalWorkload != 0
 	case self:
@@ -292,6 +296,9 @@ func sum(all []admin.EndpointVerdict) (admin.Outcome, string) {
 			len(all), counts[admin.OutcomeMTLS], counts[admin.OutcomePlaintext], counts[admin.OutcomeRefused])
 	}
 	first := &all[0]
+	if tunnelsOwn(first) {
+		return first.Outcome, first.Server
+	}
 	if first.RefusedBy == admin.SideServer {
 		return first.Outcome, "the client sends plaintext (" + first.Client + "), and " + first.Server
 	}

@@ -74,6 +74,69 @@ func TestCanForetells(t *testing.T) {
 	}
 }
 
+func TestPortOfTheTunnelIsNobodysElse(t *testing.T) {
+	const own = "port 15008 is the tunnel's own, never an application's"
+	for name, tc := range map[string]struct {
+		from, to string
+		want     admin.Outcome
+		reason   string
+	}{
+		"mesh to mesh":        {"shop/cart-7f9c-1", "shop/till-1", admin.OutcomeRefused, own},
+		"outside to mesh":     {admin.Outside, "shop/cart-7f9c-1", admin.OutcomeRefused, own},
+		"outside of the mesh": {admin.Outside, "old/legacy", admin.OutcomePlaintext, "not in the mesh"},
+		"within a pod":        {"shop/cart-7f9c-1", "shop/cart-7f9c-1", admin.OutcomePlaintext, "the pod itself"},
+	} {
+		_, i := answering(t, cluster())
+		v, err := i.Can(t.Context(), admin.Question{From: tc.from, To: tc.to, Port: "15008"})
+		if err != nil || v.Outcome != tc.want || !strings.Contains(v.Reason, tc.reason) || v.OK() != (tc.want != admin.OutcomeRefused) {
+			t.Errorf("%s: %+v, %v", name, v, err)
+		}
+	}
+}
+
+func TestTrialsAreComparedWithWhatWasForetold(t *testing.T) {
+	endpoint := func(by string, client string) []admin.EndpointVerdict {
+		return []admin.EndpointVerdict{{Address: "10.1.1.1:80", Outcome: admin.OutcomeRefused, RefusedBy: by, Client: client}}
+	}
+	byRule := &admin.Verdict{Outcome: admin.OutcomeRefused, Reason: "DestinationRule a/b wants mutual TLS", Endpoints: endpoint(admin.SideClient, "DestinationRule a/b wants mutual TLS")}
+	byMode := &admin.Verdict{Outcome: admin.OutcomeRefused, Reason: "port 80 is STRICT by policy a/b", Endpoints: endpoint(admin.SideServer, "the client is not in the mesh")}
+	nobody := &admin.Verdict{Outcome: admin.OutcomeRefused, Reason: "Service a/b has no ready endpoint"}
+	own := &admin.Verdict{Outcome: admin.OutcomeRefused, Endpoints: endpoint(admin.SideServer, "")}
+	own.Endpoints[0].Address = "[fd00::1]:15008"
+	mtls, plaintext := &admin.Verdict{Outcome: admin.OutcomeMTLS}, &admin.Verdict{Outcome: admin.OutcomePlaintext}
+	both := &admin.Verdict{Outcome: admin.OutcomeMixed, Endpoints: []admin.EndpointVerdict{{Outcome: admin.OutcomeMTLS}, {Outcome: admin.OutcomePlaintext}}}
+	partly := &admin.Verdict{Outcome: admin.OutcomeMixed, Endpoints: append(endpoint(admin.SideServer, "x"), admin.EndpointVerdict{Outcome: admin.OutcomePlaintext})}
+	for name, tc := range map[string]struct {
+		v    *admin.Verdict
+		t    admin.Trial
+		want string // the difference; empty: as foretold
+	}{
+		"mTLS":                           {mtls, admin.Trial{Outcome: admin.TrialConnected, Carried: "mtls"}, ""},
+		"mTLS on a node":                 {mtls, admin.Trial{Outcome: admin.TrialConnected, Carried: "same-node"}, ""},
+		"mTLS that nobody saw":           {mtls, admin.Trial{Outcome: admin.TrialClosed}, ""},
+		"mTLS in plaintext":              {mtls, admin.Trial{Outcome: admin.TrialConnected, Carried: "plaintext"}, "it was to be mtls, and was plaintext"},
+		"plaintext by mTLS":              {plaintext, admin.Trial{Outcome: admin.TrialConnected, Carried: "mtls"}, "it was to be plaintext, and was mtls"},
+		"mTLS that failed":               {mtls, admin.Trial{Outcome: admin.TrialReset, Carried: "failed", Reason: "certificate has expired"}, "it was to work, and did not: certificate has expired"},
+		"plaintext that is refused":      {plaintext, admin.Trial{Outcome: admin.TrialRefused}, "it was to work, and did not"},
+		"either, refused":                {both, admin.Trial{Outcome: admin.TrialReset}, "it was to work, and did not"},
+		"one of several refuses":         {partly, admin.Trial{Outcome: admin.TrialReset}, ""},
+		"refused as foretold":            {byMode, admin.Trial{Outcome: admin.TrialRefused}, ""},
+		"and seen":                       {byMode, admin.Trial{Outcome: admin.TrialRefused, Carried: "refused", Reason: "plaintext to a STRICT port"}, ""},
+		"refused, but it works":          {byMode, admin.Trial{Outcome: admin.TrialConnected}, "it was to be refused, and was not"},
+		"refused, and dropped":           {byMode, admin.Trial{Outcome: admin.TrialTimeout}, "it was to be refused by the mesh, and failed for another reason"},
+		"refused by rule":                {byRule, admin.Trial{Outcome: admin.TrialReset, Carried: "refused", Reason: "DestinationRule a/b wants mutual TLS"}, ""},
+		"refused by another":             {byRule, admin.Trial{Outcome: admin.TrialReset, Carried: "refused", Reason: "this workload's certificate has expired"}, "it was refused for another reason: this workload's certificate has expired"},
+		"failed instead":                 {byRule, admin.Trial{Outcome: admin.TrialReset, Carried: "failed", Reason: "connection refused"}, "it was to be refused by the mesh, and failed for another reason: connection refused"},
+		"no endpoint":                    {nobody, admin.Trial{Outcome: admin.TrialReset, Carried: "failed", Reason: "Service a/b has no ready endpoint"}, ""},
+		"the tunnel's port answers":      {own, admin.Trial{Outcome: admin.TrialConnected}, ""},
+		"the tunnel's port, from a mesh": {own, admin.Trial{Outcome: admin.TrialReset, Carried: "refused", Reason: "illegal port"}, ""},
+	} {
+		if got := compare(tc.v, &tc.t); got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
 func TestCanWithoutAnAnswer(t *testing.T) {
 	c := cluster()
 	c.Pods[5].Addresses = addresses("fd00::2")
@@ -83,8 +146,8 @@ func TestCanWithoutAnAnswer(t *testing.T) {
 		want string
 	}{
 		{admin.Question{From: "shop/till-1", To: "shop/late"}, "is on node there"},
-		{admin.Question{From: "shop/cart-7f9c-1", To: "shop/nobody", Port: "1"}, "pod shop/nobody is not known"},
-		{admin.Question{From: "shop/cart-7f9c-1", To: "shop/nothing", Service: true}, "Service shop/nothing is not known"},
+		{admin.Question{From: "shop/cart-7f9c-1", To: "shop/nobody", Port: "1"}, `pods "nobody" not found in namespace "shop"; did you mean shop/cart-7f9c-1, shop/host, shop/late, shop/till-1?`},
+		{admin.Question{From: "shop/cart-7f9c-1", To: "shop/nothing", Service: true}, `services "nothing" not found in namespace "shop"; did you mean`},
 		{admin.Question{From: admin.Outside, To: "shop/cart-7f9c-1"}, "say which port: it has 8080, 9090, http (8080)"},
 		{admin.Question{From: admin.Outside, To: "shop/cart-7f9c-1", Port: "grpc"}, `has no port "grpc": it has 8080`},
 		{admin.Question{From: admin.Outside, To: "shop/cart-7f9c-1", Port: "70000"}, `has no port "70000"`},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"time"
@@ -31,15 +32,22 @@ func (i inspector) try(ctx context.Context, q *question, to netip.AddrPort) erro
 	if err != nil {
 		return fmt.Errorf("try: %w", err)
 	}
-	defer socket.Close()
+	var after uint64
+	if o := i.agent.observer; o != nil {
+		_, after, _ = o.memory.Events(math.MaxUint64) // what comes from now on
+	}
 	fd := int(socket.Fd()) // which has it block
 	if err := unix.SetNonblock(fd, true); err != nil {
-		return fmt.Errorf("try: socket: %w", err)
+		return errors.Join(fmt.Errorf("try: socket: %w", err), socket.Close())
 	}
 	trial := tryConnect(ctx, fd, to)
-	works := trial.Outcome == admin.TrialConnected || trial.Outcome == admin.TrialClosed
+	if err := socket.Close(); err != nil { // now, since connections are told of when they are over
+		return fmt.Errorf("try: socket: %w", err)
+	}
+	i.look(ctx, q, trial, after)
 	q.verdict.Tried = trial
-	trial.AsForetold = q.verdict.Outcome == admin.OutcomeMixed || works == (q.verdict.Outcome != admin.OutcomeRefused)
+	trial.Difference = compare(q.verdict, trial)
+	trial.AsForetold = trial.Difference == ""
 	return ctx.Err()
 }
 

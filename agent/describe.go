@@ -45,7 +45,7 @@ func (i inspector) placeOf(ctx context.Context, name string) (*place, error) {
 		return nil, err
 	}
 	if p.snapshot.LocalPod(pod.Ref()) == nil {
-		return nil, fmt.Errorf("pod %s is on node %s, not on %s: %w", pod.Ref(), pod.Node, i.agent.Node, admin.ErrUnknownWorkload)
+		return nil, notFound(fmt.Sprintf("pod %s is on node %s, not on %s", pod.Ref(), pod.Node, i.agent.Node))
 	}
 	p.pod = pod
 	return p, i.inspect(ctx, func(a *Agent) error {

@@ -18,15 +18,15 @@ func podNamed(s *source.Snapshot, name string) (*source.Pod, error) {
 	if p := s.LocalPod(name); p != nil {
 		return p, nil
 	}
-	return named("pod", name, s.All(), (*source.Pod).Ref)
+	return named("pods", name, s.All(), (*source.Pod).Ref)
 }
 
 // serviceNamed is podNamed for Services.
 func serviceNamed(s *source.Snapshot, name string) (*source.Service, error) {
-	return named("Service", name, s.Services(), (*source.Service).Ref)
+	return named("services", name, s.Services(), (*source.Service).Ref)
 }
 
-// named finds what has a name among all; the error lists what may have been meant.
+// named finds what has a name among all, of a kind in the words of kubectl; the error lists what may have been meant.
 func named[T any](kind, name string, all iter.Seq[T], ref func(T) string) (found T, err error) {
 	var exact []T
 	var refs []string
@@ -46,14 +46,31 @@ func named[T any](kind, name string, all iter.Seq[T], ref func(T) string) (found
 		for _, v := range exact {
 			same = append(same, ref(v))
 		}
-		return found, fmt.Errorf("%s %s is in several namespaces: say which of %s: %w", kind, name, someNames(same), admin.ErrUnknownWorkload)
+		return found, notFound(fmt.Sprintf("%s %q found in several namespaces; say which of %s", kind, name, someNames(same)))
 	}
-	text := fmt.Sprintf("%s %s is not known", kind, name)
-	if like := similar(name, refs); len(like) > 0 {
-		text += "; there are " + someNames(like)
+	text := fmt.Sprintf("%s %q not found in any namespace", kind, name)
+	like := similar(name, refs)
+	if namespace, bare, ok := strings.Cut(name, "/"); ok {
+		text = fmt.Sprintf("%s %q not found in namespace %q", kind, bare, namespace)
+		elsewhere := slices.DeleteFunc(slices.Clone(refs), func(r string) bool { return !strings.HasSuffix(r, "/"+bare) })
+		if len(elsewhere) > 0 && bare != "" {
+			like = elsewhere
+		}
 	}
-	return found, fmt.Errorf("%s: %w", text, admin.ErrUnknownWorkload)
+	if len(like) > 0 {
+		text += "; did you mean " + someNames(like) + "?"
+	}
+	return found, notFound(text)
 }
+
+// notFound is an ErrUnknownWorkload in words for people.
+type notFound string
+
+// Error implements error.
+func (e notFound) Error() string { return string(e) }
+
+// Is makes errors.Is find ErrUnknownWorkload.
+func (e notFound) Is(target error) bool { return target == admin.ErrUnknownWorkload }
 
 // similar are the names that begin as this one does: what replaces a pod has its name but for the end.
 func similar(name string, refs []string) []string {

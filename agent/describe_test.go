@@ -60,8 +60,13 @@ func cluster() source.Contents {
 // answering is an agent on "here" whose loop runs, with shop/cart-7f9c-1 enrolled.
 func answering(t *testing.T, c source.Contents) (*Agent, inspector) {
 	t.Helper()
+	return answeringBy(t, c, newCounting(t))
+}
+
+func answeringBy(t *testing.T, c source.Contents, issuer identity.Issuer) (*Agent, inspector) {
+	t.Helper()
 	a := &Agent{
-		Options: Options{Node: "here", TrustDomain: domain, RootNamespace: "istio-system", Issuer: newCounting(t), Version: "test"},
+		Options: Options{Node: "here", TrustDomain: domain, RootNamespace: "istio-system", Issuer: issuer, Version: "test"},
 		log:     slog.New(slog.DiscardHandler), events: make(chan func(), 16),
 		workloads: map[uint64]*workload{}, byPod: map[string]*workload{}, unenrollable: map[string]string{}, reported: map[string]string{},
 		wanted: map[string]*source.Pod{}, ended: map[string]ending{}, sessions: map[*session]struct{}{{queue: make(chan outgoing, 100)}: {}},
@@ -203,21 +208,37 @@ func TestDescribePodThatIsNotEnrolled(t *testing.T) {
 func TestNamesThatAreNotKnown(t *testing.T) {
 	_, i := answering(t, cluster())
 	for name, want := range map[string]string{
-		"shop/cart-7f9c-0": "pod shop/cart-7f9c-0 is not known; there are shop/cart-7f9c-1",
-		"cart-7f9c-0":      "there are shop/cart-7f9c-1",
-		"till-1":           "pod till-1 is in several namespaces: say which of old/till-1, shop/till-1",
+		"shop/cart-7f9c-0": `pods "cart-7f9c-0" not found in namespace "shop"; did you mean shop/cart-7f9c-1?`,
+		"cart-7f9c-0":      `not found in any namespace; did you mean shop/cart-7f9c-1?`,
+		"till-1":           `pods "till-1" found in several namespaces; say which of old/till-1, shop/till-1`,
 		"shop/till-1":      "pod shop/till-1 is on node there, not on here",
-		"nobody":           "pod nobody is not known:",
-		"none/nobody":      "pod none/nobody is not known:",
-		"-/":               "is not known",
+		"nobody":           `pods "nobody" not found in any namespace`,
+		"none/legacy":      `pods "legacy" not found in namespace "none"; did you mean old/legacy?`,
+		"none/nobody":      `pods "nobody" not found in namespace "none"`,
+		"-/":               "not found in",
 	} {
 		_, err := i.DescribePod(t.Context(), name)
 		if !errors.Is(err, admin.ErrUnknownWorkload) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}
 	}
-	if _, err := i.DescribeService(t.Context(), "shop/kart"); !errors.Is(err, admin.ErrUnknownWorkload) || !strings.Contains(err.Error(), "there are shop/cart, shop/peers, shop/till") {
+	if _, err := i.DescribeService(t.Context(), "shop/kart"); !errors.Is(err, admin.ErrUnknownWorkload) || !strings.Contains(err.Error(), "did you mean shop/cart, shop/peers, shop/till?") {
 		t.Errorf("Service: %v", err)
+	}
+}
+
+func TestWhoConnectedIsCountedByHow(t *testing.T) {
+	now := time.Now()
+	got := lately([]observe.Edge{
+		{Source: "shop/near", Destination: "shop/cart", Port: 80, Inbound: true, Carried: map[observe.Carried]observe.Tally{
+			observe.SameNode: {Count: 5, Last: now}, observe.MTLS: {Count: 2, Last: now}}},
+		{Source: "shop/near", Destination: "shop/cart", Port: 80, Carried: map[observe.Carried]observe.Tally{observe.SameNode: {Count: 5}}}, // near's own account
+		{Source: "shop/far", Destination: "shop/till", Port: 80, Inbound: true, Carried: map[observe.Carried]observe.Tally{observe.MTLS: {Count: 1}}},
+	}, "shop/cart")
+	want := []admin.RecentPeer{
+		{Peer: "shop/near", Port: 80, Carried: "mtls", Connections: 2, Last: now}, {Peer: "shop/near", Port: 80, Carried: "same-node", Connections: 5, Last: now}}
+	if !slices.Equal(got, want) {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -144,7 +144,7 @@ func TestAnswers(t *testing.T) {
 }
 
 func bugreport(t *testing.T, m *demo.Mesh) {
-	cmd := exec.CommandContext(t.Context(), m.Binary(), "bugreport", "--local", "--admin-socket", m.AdminSocket("a"), "-o", "-")
+	cmd := exec.CommandContext(t.Context(), m.Binary(), "bugreport", "--local", "--admin-socket", m.AdminSocket("a"), "--file", "-")
 	report, err := cmd.Output()
 	if err != nil {
 		t.Fatal(err)

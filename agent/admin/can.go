@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -98,19 +99,36 @@ const (
 
 // Trial is a connection that was made for real.
 type Trial struct {
-	Outcome    TrialOutcome  `json:"outcome"`
-	Address    string        `json:"address"`
-	Local      string        `json:"local,omitempty"`
-	Error      string        `json:"error,omitempty"`
-	Connect    time.Duration `json:"connectNanoseconds,omitempty"`
-	Watched    time.Duration `json:"watchedNanoseconds,omitempty"`
-	AsForetold bool          `json:"asForetold"`
+	Outcome TrialOutcome  `json:"outcome"`
+	Address string        `json:"address"`
+	Local   string        `json:"local,omitempty"`
+	Error   string        `json:"error,omitempty"`
+	Connect time.Duration `json:"connectNanoseconds,omitempty"`
+	Watched time.Duration `json:"watchedNanoseconds,omitempty"`
+	// Carried and Reason are what the agent of that node has seen of it; empty: nothing, or not all of its way.
+	Carried string `json:"carried,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+	// AsForetold is false where the trial contradicts the verdict; Difference says in which way.
+	AsForetold bool   `json:"asForetold"`
+	Difference string `json:"difference,omitempty"`
 }
 
-// OK reports whether the connection is possible, and whether it was where it was tried.
+// Works reports whether the connection was made, and not broken off.
+func (t *Trial) Works() bool { return t.Outcome == TrialConnected || t.Outcome == TrialClosed }
+
+// OK reports whether the connection is possible, to all endpoints, and whether it was, in the way foretold, where it was
+// tried.
 func (v *Verdict) OK() bool {
-	tried := v.Tried == nil || v.Tried.Outcome == TrialConnected || v.Tried.Outcome == TrialClosed
-	return tried && (v.Outcome == OutcomeMTLS || v.Outcome == OutcomePlaintext)
+	if v.Tried != nil && !(v.Tried.Works() && v.Tried.AsForetold) {
+		return false
+	}
+	switch v.Outcome {
+	case OutcomeMTLS, OutcomePlaintext:
+		return true
+	case OutcomeMixed:
+		return !slices.ContainsFunc(v.Endpoints, func(e EndpointVerdict) bool { return e.Outcome == OutcomeRefused })
+	}
+	return false
 }
 
 // registerCan adds the call to the server's table.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -73,12 +72,12 @@ func (f *identityFlags) sources() []string {
 func (f *identityFlags) check(kube bool) error {
 	switch all := f.sources(); {
 	case len(all) > 1:
-		return fmt.Errorf("agent: %s exclude each other: SVIDs come from one place", strings.Join(all, " and "))
+		return usage("agent: %s exclude each other: SVIDs come from one place", strings.Join(all, " and "))
 	case len(all) == 0 && kube:
-		return errors.New("agent: --kube needs a source of SVIDs (--ca-address, --spiffe-broker, --spiffe-admin or --svid-dir):" +
+		return usage("agent: --kube needs a source of SVIDs (--ca-address, --spiffe-broker, --spiffe-admin or --svid-dir):" +
 			" every agent with a root of its own would trust nobody")
 	case f.svidLife < minSVIDLife:
-		return fmt.Errorf("agent: --svid-ttl %s is less than %s", f.svidLife, minSVIDLife)
+		return usage("agent: --svid-ttl %s is less than %s", f.svidLife, minSVIDLife)
 	}
 	return nil
 }
@@ -86,12 +85,12 @@ func (f *identityFlags) check(kube bool) error {
 // domains returns the trust domain and its aliases.
 func (f *identityFlags) domains() (own spiffeid.TrustDomain, aliases []spiffeid.TrustDomain, err error) {
 	if own, err = spiffeid.TrustDomainFromString(f.trustDomain); err != nil {
-		return own, nil, fmt.Errorf("--trust-domain %q: %w", f.trustDomain, err)
+		return own, nil, usage("--trust-domain %q: %w", f.trustDomain, err)
 	}
 	for _, name := range f.aliases {
 		alias, err := spiffeid.TrustDomainFromString(name)
 		if err != nil {
-			return own, nil, fmt.Errorf("--trust-domain-alias %q: %w", name, err)
+			return own, nil, usage("--trust-domain-alias %q: %w", name, err)
 		}
 		aliases = append(aliases, alias)
 	}
@@ -138,7 +137,7 @@ func (f *identityFlags) authority(td spiffeid.TrustDomain) (*ca.Authority, error
 		return ca.New(td)
 	}
 	if f.caCert == "" || f.caKey == "" {
-		return nil, errors.New("agent: --ca-cert and --ca-key go together")
+		return nil, usage("agent: --ca-cert and --ca-key go together")
 	}
 	cert, err := os.ReadFile(f.caCert)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"path/filepath"
@@ -76,7 +75,7 @@ func (f *kubeFlags) register(c *cobra.Command) {
 // check names what is missing, before anything is started.
 func (f *kubeFlags) check() error {
 	if f.cniConf != "" && !filepath.IsAbs(f.cniSocket) {
-		return fmt.Errorf("--cni-socket %q: want an absolute path, which the plugin finds too", f.cniSocket)
+		return usage("--cni-socket %q: want an absolute path, which the plugin finds too", f.cniSocket)
 	}
 	return nil
 }

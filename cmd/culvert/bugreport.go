@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/agent/admin"
 	"github.com/culvert-mesh/culvert/agent/observe"
@@ -29,20 +30,22 @@ func bugreportCommand(f *bugreportFlags) *cobra.Command {
 keys, counters and maps of the kernel, the latest connections, what was seen of plaintext, and what the kernel can do.
 There are no keys and no tokens in it, but names, labels and addresses of pods, and identities.
 
-What an agent does not tell is noted in the file. The exit code is 1 if nothing could be collected, or not be written.`,
+What an agent does not tell is noted in the file. A file that exists is never overwritten. The exit code is 1 if anything
+is missing in the file, or it could not be written.`,
 		Example: `  culvert bugreport
-  culvert bugreport --node worker-2 -o worker-2.tar.gz
-  culvert bugreport --local -o - | tar tzf -`,
-		Args: cobra.NoArgs,
+  culvert bugreport --node worker-2 --file worker-2.tar.gz
+  culvert bugreport --local --file - | tar tzf -`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := f.check(); err != nil {
-				return &exitError{2, err}
+				return err
 			}
-			return interruptedAs(c.Context(), "bugreport", f.run(c))
+			return finished(c, f.run(c))
 		},
 	}
 	f.register(c)
-	c.Flags().StringVarP(&f.file, "output", "o", "", "file to write, or - for standard output (default: culvert-bugreport-TIME.tar.gz)")
+	c.Flags().StringVar(&f.file, "file", "", "file to write, or - for standard output (default: culvert-bugreport-TIME.tar.gz)")
 	return c
 }
 
@@ -53,14 +56,21 @@ type bugreportFlags struct {
 
 func (f *bugreportFlags) run(c *cobra.Command) error {
 	ctx := c.Context()
+	name := "culvert-bugreport-" + time.Now().UTC().Format("20060102-150405")
+	if f.file == "" {
+		f.file = name + ".tar.gz"
+	}
+	if err := f.writable(c.OutOrStdout()); err != nil {
+		return err
+	}
 	cluster, nodes, err := f.agents(ctx, c.ErrOrStderr())
 	if err != nil {
 		return err
 	}
-	name := "culvert-bugreport-" + time.Now().UTC().Format("20060102-150405")
+	var notes []string // what is missing
 	collect := func(w io.Writer) error {
 		a := newArchive(w, name)
-		notes := f.collect(ctx, a, cluster, nodes)
+		notes = f.collect(ctx, a, cluster, nodes)
 		for _, n := range notes {
 			fmt.Fprintln(c.ErrOrStderr(), "note:", plain(n))
 		}
@@ -71,19 +81,32 @@ func (f *bugreportFlags) run(c *cobra.Command) error {
 		return errors.Join(ctx.Err(), a.close(notes))
 	}
 	if f.file == "-" {
-		return collect(c.OutOrStdout())
+		err = collect(c.OutOrStdout())
+	} else if err = writeWhole(f.file, collect); err == nil {
+		_, err = fmt.Fprintln(c.OutOrStdout(), f.file)
 	}
-	if f.file == "" {
-		f.file = name + ".tar.gz"
+	if err == nil && len(notes) > 0 {
+		return &exitError{code: exitBadNews}
 	}
-	if err := writeWhole(f.file, collect); err != nil {
-		return err
+	return err
+}
+
+// writable says before anybody is asked what would be in the way in the end.
+func (f *bugreportFlags) writable(out io.Writer) error {
+	if f.file == "-" {
+		if isTerminal(out) {
+			return errors.New("bugreport: standard output is a terminal: name a file with --file")
+		}
+		return nil
 	}
-	fmt.Fprintln(c.OutOrStdout(), f.file)
+	if _, err := os.Lstat(f.file); err == nil {
+		return fmt.Errorf("bugreport: %s exists, and is not overwritten: name another file with --file", f.file)
+	}
 	return nil
 }
 
-// writeWhole makes the file when all of it is written, and leaves nothing behind when that fails.
+// writeWhole makes the file when all of it is written, and leaves nothing behind when that fails. One that was made in the
+// meantime stays.
 func writeWhole(path string, write func(io.Writer) error) error {
 	t, err := os.CreateTemp(filepath.Dir(path), ".culvert-bugreport-*")
 	if err != nil {
@@ -94,7 +117,7 @@ func writeWhole(path string, write func(io.Writer) error) error {
 		err = t.Sync()
 	}
 	if err = errors.Join(err, t.Close()); err == nil {
-		err = os.Rename(t.Name(), path)
+		err = renameNew(t.Name(), path)
 	}
 	if err != nil {
 		return fmt.Errorf("bugreport: %s is not written: %w", path, errors.Join(err, os.Remove(t.Name())))
@@ -102,32 +125,33 @@ func writeWhole(path string, write func(io.Writer) error) error {
 	return nil
 }
 
+// renameNew is a rename that replaces nothing, where the file system can promise that.
+func renameNew(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return os.Rename(from, to)
+	}
+	return err
+}
+
 // collect adds what each node tells, and returns what did not come.
-func (f *bugreportFlags) collect(ctx context.Context, a *archive, c clusterNodes, nodes []string) (notes []string) {
+func (f *bugreportFlags) collect(ctx context.Context, a *archive, c cluster, nodes []agentNode) (notes []string) {
 	if c == nil {
 		return collectHere(ctx, a, f.client())
 	}
-	var (
-		mu     sync.Mutex
-		asking sync.WaitGroup
-		places = make(chan struct{}, maxAsked)
-	)
-	for _, node := range nodes {
-		asking.Go(func() {
-			places <- struct{}{}
-			defer func() { <-places }()
-			text, err := c.Run(ctx, node, "bugreport", "--local", "-o", "-")
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				err = explainExit(err)
-			}
-			if err = errors.Join(err, a.addArchive(node, text)); err != nil {
-				notes = append(notes, fmt.Sprintf("node %s: %v", node, err))
-			}
-		})
+	var mu sync.Mutex
+	all, _ := onEach(ctx, nodes, func(ctx context.Context, node string) (*struct{}, error) { // ctx is looked at by the caller
+		text, err := c.Run(ctx, node, "bugreport", "--local", "--file", "-")
+		if err != nil {
+			err = explainExit(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		return nil, errors.Join(err, a.addArchive(node, text))
+	})
+	for _, n := range silent(all) {
+		notes = append(notes, fmt.Sprintf("node %s: %s", n.Node, n.Error))
 	}
-	asking.Wait()
 	return notes
 }
 

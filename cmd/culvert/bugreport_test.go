@@ -62,9 +62,13 @@ func unpacked(t *testing.T, text []byte) map[string]string {
 func TestBugreportOfAllNodesHasNoSecrets(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "report.tar.gz")
 	c := &seeingCluster{sockets: map[string]string{"n1": serveNode(t, reporting("n1"), version), "n2": serveNode(t, reporting("n2"), "v0"), "n3": ""}}
-	out, notes, err := runSeeing(t.Context(), c, "bugreport", "-o", file)
-	if err != nil || strings.TrimSpace(out) != file || !strings.Contains(notes, "node n3: agent of node n3: no answer") {
+	out, notes, err := runSeeing(t.Context(), c, "bugreport", "--file", file)
+	if codeOf(err) != exitBadNews || strings.TrimSpace(out) != file || !strings.Contains(notes, "node n3: agent of node n3: no answer") {
 		t.Fatalf("%q, notes %q, %v", out, notes, err)
+	}
+	delete(c.sockets, "n3")
+	if _, notes, err := runSeeing(t.Context(), c, "bugreport", "--file", file+".2"); err != nil || notes != "" {
+		t.Errorf("nothing is missing: %v, %s", err, notes)
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -94,9 +98,9 @@ func TestBugreportOfAllNodesHasNoSecrets(t *testing.T) {
 func TestBugreportKeepsWhatItGets(t *testing.T) {
 	n := reporting("n1")
 	n.err = errors.New("the loop does not answer")
-	out, notes, err := runSeeing(t.Context(), nil, "bugreport", "--local", "--admin-socket", serveNode(t, n, version), "-o", "-")
+	out, notes, err := runSeeing(t.Context(), nil, "bugreport", "--local", "--admin-socket", serveNode(t, n, version), "--file", "-")
 	files := unpacked(t, []byte(out))
-	if err != nil || !strings.Contains(notes, "state.json: agent: the loop does not answer") || files["certificates.json"] == "" ||
+	if codeOf(err) != exitBadNews || !strings.Contains(notes, "state.json: agent: the loop does not answer") || files["certificates.json"] == "" ||
 		strings.Count(files["errors.txt"], "the loop does not answer") != 3 {
 		t.Errorf("files %v, notes %q, %v", len(files), notes, err)
 	}
@@ -111,11 +115,13 @@ func TestBugreportBadInput(t *testing.T) {
 		code    int
 		want    string
 	}{
-		"no agent":          {nil, []string{"--local", "--admin-socket", dir + "/none.sock", "-o", dir + "/a"}, 1, "nothing could be collected"},
-		"no node answers":   {&seeingCluster{sockets: map[string]string{"n1": ""}}, []string{"-o", dir + "/a"}, 1, "nothing could be collected"},
-		"older agents":      {&seeingCluster{old: true, sockets: map[string]string{"n1": ""}}, []string{"-o", dir + "/a"}, 1, "older version"},
-		"no such folder":    {nil, []string{"--local", "--admin-socket", socket, "-o", dir + "/none/a"}, 1, "no such file or directory"},
-		"the file's taken":  {nil, []string{"--local", "--admin-socket", socket, "-o", dir}, 1, "is not written"},
+		"no agent":          {nil, []string{"--local", "--admin-socket", dir + "/none.sock", "--file", dir + "/a"}, 1, "nothing could be collected"},
+		"no node answers":   {&seeingCluster{sockets: map[string]string{"n1": ""}}, []string{"--file", dir + "/a"}, 1, "nothing could be collected"},
+		"older agents":      {&seeingCluster{old: true, sockets: map[string]string{"n1": ""}}, []string{"--file", dir + "/a"}, 1, "older version"},
+		"no such folder":    {nil, []string{"--local", "--admin-socket", socket, "--file", dir + "/none/a"}, 1, "no such file or directory"},
+		"the file's taken":  {nil, []string{"--local", "--admin-socket", socket, "--file", dir}, 1, "exists, and is not overwritten"},
+		"not a folder":      {nil, []string{"--local", "--admin-socket", socket, "--file", "/dev/null/a"}, 1, "not a directory"},
+		"an old flag":       {nil, []string{"-o", dir + "/a"}, 2, "unknown shorthand flag"},
 		"local and another": {nil, []string{"--local", "--node", "x"}, 2, "exclude each other"},
 	}
 	for name, tt := range tests {
@@ -147,12 +153,54 @@ func TestAFullDiskLeavesNoHalfReport(t *testing.T) {
 		e := seenEvent(observe.MTLS, "a/"+sum.String(), "c/d", uint16(i))
 		n.memory.Flow(e, nil, observe.Peer{})
 	}
-	_, _, err := runSeeing(t.Context(), nil, "bugreport", "--local", "--admin-socket", serveNode(t, n, version), "-o", dir+"/report.tar.gz")
+	_, _, err := runSeeing(t.Context(), nil, "bugreport", "--local", "--admin-socket", serveNode(t, n, version), "--file", dir+"/report.tar.gz")
 	if !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("error %v", err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestAReportReplacesNoFile(t *testing.T) {
+	socket := serveNode(t, reporting("n1"), version)
+	there := filepath.Join(t.TempDir(), "there")
+	if err := os.WriteFile(there, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(filepath.Dir(there), "link")
+	if err := os.Symlink("nowhere", link); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{there, link} {
+		if _, _, err := runSeeing(t.Context(), nil, "bugreport", "--local", "--admin-socket", socket, "--file", file); codeOf(err) != 1 || !strings.Contains(err.Error(), "is not overwritten") {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	// One that somebody makes while agents are asked stays, too.
+	made := filepath.Join(filepath.Dir(there), "made")
+	err := writeWhole(made, func(w io.Writer) error { return os.WriteFile(made, []byte("precious"), 0o600) })
+	if !errors.Is(err, os.ErrExist) || !strings.Contains(err.Error(), made+" is not written") {
+		t.Error(err)
+	}
+	for _, file := range []string{there, made} {
+		if text, err := os.ReadFile(file); err != nil || string(text) != "precious" {
+			t.Errorf("%q, %v", text, err)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Dir(there)); err != nil || len(left) != 3 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestAReportIsNotWrittenToATerminal(t *testing.T) {
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip("no terminal can be made here:", err)
+	}
+	defer terminal.Close()
+	if err := (&bugreportFlags{file: "-"}).writable(terminal); err == nil || !strings.Contains(err.Error(), "is a terminal") {
+		t.Error(err)
 	}
 }
 

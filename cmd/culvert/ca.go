@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"time"
 
@@ -41,10 +40,10 @@ namespace, and to agents by a stream.`,
 				return err
 			}
 			if options.TrustDomain, err = spiffeid.TrustDomainFromString(trustDomain); err != nil {
-				return fmt.Errorf("--trust-domain %q: %w", trustDomain, err)
+				return usage("--trust-domain %q: %w", trustDomain, err)
 			}
 			if options.SVIDLife < minSVIDLife {
-				return fmt.Errorf("ca: --svid-ttl %s is less than %s", options.SVIDLife, minSVIDLife)
+				return usage("ca: --svid-ttl %s is less than %s", options.SVIDLife, minSVIDLife)
 			}
 			options.Collectors = []prometheus.Collector{
 				telemetry.BuildInfo("ca", version), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),

@@ -13,9 +13,11 @@ import (
 type caCluster struct{ kubeconfig, namespace string }
 
 func (f *caCluster) register(c *cobra.Command) {
-	c.Flags().StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how the API server is reached (default: as a pod of the cluster)")
-	c.Flags().StringVar(&f.namespace, "namespace", "culvert-system", "namespace of the CA")
+	c.Flags().StringVar(&f.kubeconfig, "kubeconfig", "", kubeconfigUsage)
+	registerCulvertNamespace(c, &f.namespace)
 }
+
+func (f *caCluster) client() (*kube.Client, error) { return kube.NewClient(asKubectl(f.kubeconfig)) }
 
 func newCARotateCommand() *cobra.Command {
 	var flags caCluster
@@ -30,12 +32,12 @@ kubectl:
 
 A new intermediate signs within seconds. A new root is announced first, signs after --root-overlap, and the old one is
 dropped when the last certificate below it has expired: "culvert ca status" shows how far that is.`,
-		Example: `  culvert ca rotate intermediate --kubeconfig ~/.kube/config
+		Example: `  culvert ca rotate intermediate
   culvert ca rotate root --kubeconfig ~/.kube/config`,
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		ValidArgs: []string{"root", "intermediate"},
 		RunE: func(c *cobra.Command, args []string) error {
-			client, err := kube.NewClient(flags.kubeconfig)
+			client, err := flags.client()
 			if err != nil {
 				return fmt.Errorf("ca rotate: %w", err)
 			}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -14,22 +13,22 @@ import (
 
 func newCAStatusCommand() *cobra.Command {
 	var (
-		flags  caCluster
-		output string
+		flags caCluster
+		out   output
 	)
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show the CA's roots and intermediate, and what is replaced next",
 		Long: `Show the CA's roots and intermediate, in which phase the rotation of the root is, and what happens next. It reads
 the Secrets culvert-ca and culvert-ca-root, and shows no key.`,
-		Example: `  culvert ca status --kubeconfig ~/.kube/config
+		Example: `  culvert ca status
   culvert ca status --kubeconfig ~/.kube/config -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return fmt.Errorf("ca status: -o %q: want table or json", output)
+			if err := out.check(); err != nil {
+				return err
 			}
-			client, err := kube.NewClient(flags.kubeconfig)
+			client, err := flags.client()
 			if err != nil {
 				return fmt.Errorf("ca status: %w", err)
 			}
@@ -37,16 +36,11 @@ the Secrets culvert-ca and culvert-ca-root, and shows no key.`,
 			if err != nil {
 				return fmt.Errorf("ca status: %w", err)
 			}
-			if output == "json" {
-				e := json.NewEncoder(c.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(s)
-			}
-			return writeCAStatus(c.OutOrStdout(), s, time.Now())
+			return out.write(c.OutOrStdout(), s, func(to *screen) { _ = writeCAStatus(&to.text, s, time.Now()) }) // the text takes everything
 		},
 	}
 	flags.register(c)
-	c.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	out.register(c)
 	return c
 }
 
@@ -72,16 +66,16 @@ func writeCAStatus(out io.Writer, s *kube.Status, now time.Time) error {
 		fmt.Fprintf(w, "leader\t%s\n", plain(s.Leader))
 	}
 	if s.Phase != "" {
-		fmt.Fprintf(w, "phase\t%s\n", s.Phase)
+		fmt.Fprintf(w, "phase\t%s\n", plain(string(s.Phase)))
 	}
 	if s.Wait != "" {
-		fmt.Fprintf(w, "waited\t%s of %s\n", s.Waited, s.Wait)
+		fmt.Fprintf(w, "waited\t%s of %s\n", plain(s.Waited), plain(s.Wait))
 	}
 	if s.Next != nil {
-		fmt.Fprintf(w, "next\t%s %s: %s\n", s.Next.Action, when(s.Next.At, now), s.Next.Why)
+		fmt.Fprintf(w, "next\t%s %s: %s\n", plain(string(s.Next.Action)), when(s.Next.At, now), plain(s.Next.Why))
 	}
 	if s.Problem != "" {
-		fmt.Fprintf(w, "problem\t%s\n", s.Problem)
+		fmt.Fprintf(w, "problem\t%s\n", plain(s.Problem))
 	}
 	fmt.Fprintln(w, "\nCERTIFICATE\tROLE\tSERIAL\tSHA-256\tEXPIRES\tSUBJECT")
 	for _, r := range s.Roots {
@@ -94,7 +88,7 @@ func writeCAStatus(out io.Writer, s *kube.Status, now time.Time) error {
 }
 
 func writeCACertificate(w io.Writer, what string, c kube.Certificate, now time.Time) {
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", what, c.Role, c.Serial, c.SHA256[:16], when(c.NotAfter, now), plain(c.Subject))
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", what, plain(c.Role), plain(c.Serial), plain(c.SHA256[:min(len(c.SHA256), 16)]), when(c.NotAfter, now), plain(c.Subject))
 }
 
 // when is a time as people want it: the date, or how long from now if that is soon.

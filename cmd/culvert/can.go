@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -30,15 +29,15 @@ FROM is NAMESPACE/POD, or the word outside for a client that is in no mesh. TO i
 svc/NAMESPACE/NAME or svc NAMESPACE/NAME. PORT is a number or a name; it may be left out where there is only one.
 
 --try also makes the connection, from the network namespace of FROM, as any application there would, and tells whether
-it went as foretold. It sends nothing, and closes the connection after two seconds. From outside it is made by FROM's
-node itself.
+it went as foretold: also for the reason, and in the way, as far as this node has seen. It sends nothing, and closes the
+connection after two seconds. From outside it is made by the node itself that is asked.
 
-The agent of FROM's node is asked; for outside, TO's. The exit code is 1 if the connection would be refused, of any
-endpoint that it may lead to, or was refused when it was tried.`,
+The agent of FROM's node is asked; for outside, TO's. The exit code is 1 if the connection would be refused, by any
+endpoint that it may lead to, if it was refused when it was tried, and if it went otherwise than foretold.`,
 		Example: `  culvert can shop/cart-7f9c shop/till-5d8b:8080
   culvert can shop/cart-7f9c svc shop/till:80 --try
   culvert can outside svc/shop/till:http -o json`,
-		Args:              arguments(cobra.RangeArgs(2, 4)),
+		Args:              cobra.RangeArgs(2, 4),
 		ValidArgsFunction: a.completePods(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			q, err := a.question(args)
@@ -49,7 +48,6 @@ endpoint that it may lead to, or was refused when it was tried.`,
 			return finished(c, a.can(c, &out, q))
 		},
 	}
-	c.SetFlagErrorFunc(badFlags)
 	a.register(c)
 	a.registerNamespace(c)
 	out.register(c)
@@ -132,16 +130,10 @@ func (a *asking) can(c *cobra.Command, out *output, q admin.Question) error {
 	if err := out.write(c.OutOrStdout(), v, func(s *screen) { showVerdict(s, v) }); err != nil {
 		return err
 	}
-	if v.OK() || v.Outcome == admin.OutcomeMixed && !slices.ContainsFunc(v.Endpoints, refusedEndpoint) && tryWorked(v) {
+	if v.OK() {
 		return nil
 	}
 	return &exitError{code: exitBadNews}
-}
-
-func refusedEndpoint(e admin.EndpointVerdict) bool { return e.Outcome == admin.OutcomeRefused }
-
-func tryWorked(v *admin.Verdict) bool {
-	return v.Tried == nil || v.Tried.Outcome == admin.TrialConnected || v.Tried.Outcome == admin.TrialClosed
 }
 
 // canArguments are those with which another agent's culvert is asked the same.
@@ -199,12 +191,12 @@ func showVerdict(s *screen, v *admin.Verdict) {
 		s.table(header, rows)
 	}
 	if v.Tried != nil {
-		s.line("\n%s", trialText(s, v.Tried))
+		s.line("\n%s", trialText(s, v.Tried, v.Outcome))
 	}
 	s.list("warnings:", yellow, v.Warnings)
 }
 
-func trialText(s *screen, t *admin.Trial) string {
+func trialText(s *screen, t *admin.Trial, foretold admin.Outcome) string {
 	what := map[admin.TrialOutcome]string{
 		admin.TrialConnected: fmt.Sprintf("connected in %s from %s, and open for %s", precise(t.Connect), t.Local, precise(t.Watched)),
 		admin.TrialClosed:    fmt.Sprintf("connected in %s from %s, and closed by the other side in order", precise(t.Connect), t.Local),
@@ -215,11 +207,17 @@ func trialText(s *screen, t *admin.Trial) string {
 	if t.Error != "" {
 		text += " (" + plain(t.Error) + ")"
 	}
-	if t.AsForetold {
+	if t.Carried != "" {
+		text += ", seen as " + plain(t.Carried)
+	}
+	switch {
+	case t.AsForetold && t.Works() && foretold == admin.OutcomeRefused:
+		return text + ": " + s.paint(green, "as foretold") + ", it is the tunnel that answers, and waits for what it would refuse"
+	case t.AsForetold:
 		return text + ": " + s.paint(green, "as foretold")
 	}
-	text += ": " + s.paint(red, "not as foretold")
-	if !tryWorked(&admin.Verdict{Tried: t}) {
+	text += ": " + s.paint(red, "NOT AS FORETOLD") + "\n  " + plain(t.Difference)
+	if !t.Works() {
 		text += "\n  (foretold is what the mesh does: the application may not listen, or a NetworkPolicy forbid it)"
 	}
 	return text

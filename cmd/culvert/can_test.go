@@ -28,7 +28,8 @@ func TestCanForPeople(t *testing.T) {
 	refused.Tried = &admin.Trial{Outcome: admin.TrialRefused, Error: "connection refused", AsForetold: true}
 	tried := exampleVerdict()
 	tried.Endpoints[0].SameNode = true
-	tried.Tried = &admin.Trial{Outcome: admin.TrialReset, Local: "10.1.0.1:40000", Error: "connection reset by peer", Connect: 1234567, Watched: 20 * time.Millisecond}
+	tried.Tried = &admin.Trial{Outcome: admin.TrialReset, Local: "10.1.0.1:40000", Error: "connection reset by peer", Connect: 1234567, Watched: 20 * time.Millisecond,
+		Carried: "failed", Reason: "peer's certificate has expired", Difference: "it was to work, and did not: peer's certificate has expired"}
 	for file, tc := range map[string]struct {
 		verdict *admin.Verdict
 		args    []string
@@ -96,7 +97,7 @@ func TestCanThatIsNotUnderstood(t *testing.T) {
 		"shop/cart-1 svc":                  "NAMESPACE/NAME",
 		"shop/cart-1 pod a/b/c":            "NAMESPACE/NAME",
 		"shop/cart-1 till -n old":          "not in namespace old",
-		"a/b c/d -o pem":                   "must be table, wide, json or yaml",
+		"a/b c/d -o pem":                   "must be one of table, wide, json, yaml",
 	} {
 		_, _, err := runAnswers(t.Context(), nil, append([]string{"can"}, strings.Fields(args)...)...)
 		if codeOf(err) != exitUsage || !strings.Contains(err.Error(), want) {
@@ -123,6 +124,7 @@ func TestExitCodeOfCan(t *testing.T) {
 		"plaintext":                 {admin.OutcomePlaintext, nil, admin.TrialConnected, 0},
 		"refused":                   {admin.OutcomeRefused, nil, "", 1},
 		"refused, but it works":     {admin.OutcomeRefused, nil, admin.TrialConnected, 1},
+		"mTLS, but in plaintext":    {admin.OutcomeMTLS, nil, admin.TrialConnected, 1},
 		"mTLS, but it is reset":     {admin.OutcomeMTLS, nil, admin.TrialReset, 1},
 		"mTLS or plaintext":         {admin.OutcomeMixed, endpoints(admin.OutcomeMTLS, admin.OutcomePlaintext), "", 0},
 		"mTLS or plaintext, closed": {admin.OutcomeMixed, endpoints(admin.OutcomeMTLS, admin.OutcomePlaintext), admin.TrialClosed, 0},
@@ -130,7 +132,7 @@ func TestExitCodeOfCan(t *testing.T) {
 	} {
 		v := &admin.Verdict{From: "a/b", Outcome: tc.outcome, Endpoints: tc.endpoints}
 		if tc.tried != "" {
-			v.Tried = &admin.Trial{Outcome: tc.tried}
+			v.Tried = &admin.Trial{Outcome: tc.tried, AsForetold: name != "refused, but it works" && name != "mTLS, but in plaintext"}
 		}
 		socket := serveNode(t, &answeringNode{verdict: v}, version)
 		stdout, _, err := runAnswers(t.Context(), nil, "can", "a/b", "c/d", "--admin-socket", socket, "-o", "json")

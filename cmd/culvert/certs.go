@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -14,13 +13,13 @@ import (
 	"github.com/culvert-mesh/culvert/agent/admin"
 )
 
-func newCertsCommand() *cobra.Command {
-	return certsCommand(&certsFlags{reach: reach{open: openCluster}})
-}
+func newCertsCommand() *cobra.Command { return certsCommand(newAsking) }
 
-func certsCommand(f *certsFlags) *cobra.Command {
+// certsCommand makes an asking for each of its commands: they have flags of their own.
+func certsCommand(asks func() *asking) *cobra.Command {
+	f := &certsFlags{asking: asks(), output: output{also: []string{"pem"}}}
 	c := &cobra.Command{
-		Use:   "certs [NAMESPACE/POD]",
+		Use:   "certs [[NAMESPACE/]POD]",
 		Short: "Show the certificates of this node's pods, or of any pod",
 		Long: `Show the certificates that the pods of a node have from Culvert: identity, issuer, how long they live, when they are
 renewed, where they come from, and the roots that peers are verified with. Keys are never shown.
@@ -32,51 +31,42 @@ get and list pods, and to create pods/exec in Culvert's namespace.`,
   culvert certs shop/cart-7f9c --kubeconfig ~/.kube/config
   culvert certs shop/cart-7f9c -o pem | openssl x509 -noout -text
   culvert certs --node worker-2 -o json`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: f.completePods(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return interrupted(c.Context(), f.run(c, strings.Join(args, "")))
+			pod := ""
+			err := f.check()
+			if len(args) > 0 && err == nil {
+				pod, err = f.namedPod(args[0])
+			}
+			if err != nil {
+				return err
+			}
+			return finished(c, f.run(c, pod))
 		},
 	}
 	f.register(c)
-	c.Flags().StringVarP(&f.output, "output", "o", "table", "table, json or pem")
-	c.Flags().StringVar(&f.node, "node", "", "ask the agent of this node, through the API server")
+	f.registerNamespace(c)
+	f.output.register(c)
 	c.Flags().BoolVar(&f.roots, "roots", false, "with -o pem: the roots, too")
-	c.AddCommand(newCertsVerifyCommand(&f.reach))
+	c.AddCommand(certsVerifyCommand(asks()))
 	return c
 }
 
 type certsFlags struct {
-	reach
-	output string
+	*asking
+	output output
 	roots  bool
 }
 
-func (f *certsFlags) check(pod string) error {
-	switch {
-	case !slices.Contains([]string{"table", "json", "pem"}, f.output):
-		return fmt.Errorf("-o %q: must be table, json or pem", f.output)
-	case f.roots && f.output != "pem":
-		return errors.New("--roots: is for -o pem; the others show roots anyway")
-	case f.local && f.node != "":
-		return errors.New("--local and --node exclude each other")
-	case pod != "":
-		return checkPodName(pod)
+func (f *certsFlags) check() error {
+	if f.roots && f.output.format != "pem" {
+		return usage("--roots: is for -o pem; the others show roots anyway")
 	}
-	return nil
-}
-
-func checkPodName(pod string) error {
-	namespace, name, _ := strings.Cut(pod, "/")
-	if namespace == "" || name == "" || strings.Contains(name, "/") {
-		return fmt.Errorf("%q: say which pod as NAMESPACE/POD", pod)
-	}
-	return nil
+	return errors.Join(f.asking.check(), f.output.check())
 }
 
 func (f *certsFlags) run(c *cobra.Command, pod string) error {
-	if err := f.check(pod); err != nil {
-		return err
-	}
 	all, err := f.certificates(c.Context(), pod)
 	if err != nil {
 		return err
@@ -85,33 +75,10 @@ func (f *certsFlags) run(c *cobra.Command, pod string) error {
 	if pod != "" {
 		all.SVIDs = slices.DeleteFunc(all.SVIDs, func(s admin.SVID) bool { return !slices.Contains(s.Workloads, pod) })
 	}
-	switch f.output {
-	case "json":
-		err = writeJSON(c.OutOrStdout(), all)
-	case "pem":
+	if f.output.format == "pem" {
 		return writePEM(c.OutOrStdout(), all, f.roots)
-	default:
-		err = writeCertificates(c.OutOrStdout(), all)
 	}
-	if err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	return nil
-}
-
-// noteSkew says when agent and command are of different versions, which may explain what is missing.
-func noteSkew(w io.Writer, agent string) {
-	if agent != version {
-		fmt.Fprintf(w, "note: the agent is Culvert %s, this is %s\n", plain(agent), version)
-	}
-}
-
-// interrupted turns the error of whatever Ctrl-C ended into the exit code that shells expect.
-func interrupted(ctx context.Context, err error) error {
-	if err != nil && ctx.Err() != nil {
-		return &exitError{code: 130, err: errors.New("certs: interrupted")}
-	}
-	return err
+	return f.output.write(c.OutOrStdout(), all, func(s *screen) { _ = writeCertificates(&s.text, all) }) // the text takes everything
 }
 
 // writePEM writes chains, each below a line with its identity, which readers of PEM pass over.

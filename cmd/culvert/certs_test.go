@@ -67,6 +67,7 @@ func serveNode(t *testing.T, n admin.Node, agentVersion string) (socket string) 
 
 // fakeCluster has one other node, whose agent is behind a socket: Run runs this same command there.
 type fakeCluster struct {
+	cluster
 	socket string // empty: that agent's Culvert knows no certs
 	asked  []string
 }
@@ -100,15 +101,16 @@ func (f *fakeCluster) Run(ctx context.Context, node string, args ...string) ([]b
 // runCerts runs `culvert certs ARGS` with this cluster, nil for a machine without a kubeconfig.
 func runCerts(ctx context.Context, f *fakeCluster, args ...string) (stdout, stderr string, err error) {
 	var out, errOut bytes.Buffer
-	flags := certsFlags{}
-	flags.open = func(exec.Options) (cluster, error) {
-		if f == nil {
-			return nil, errors.New("API server: no kubeconfig is set")
-		}
-		return f, nil
-	}
-	c := certsCommand(&flags)
+	c := certsCommand(func() *asking {
+		return &asking{reach: reach{open: func(exec.Options) (cluster, error) {
+			if f == nil {
+				return nil, errors.New("API server: no kubeconfig is set")
+			}
+			return f, nil
+		}}}
+	})
 	c.SilenceErrors, c.SilenceUsage = true, true
+	understood(c)
 	c.SetArgs(args)
 	c.SetOut(&out)
 	c.SetErr(&errOut)
@@ -153,7 +155,7 @@ func TestWhichAgentIsAsked(t *testing.T) {
 		"a pod that is not enrolled":     {[]string{"--admin-socket", here, "other/plain"}, &fakeCluster{socket: there}, "", "", remote, "pod other/plain has no identity on node worker-2: it is not enrolled there, or not at all; these are: shop/far"},
 		"an agent of an older version":   {[]string{"--node", "worker-2"}, &fakeCluster{}, "", "", remote, "the agent is of an older version than this command"},
 		"not a pod":                      {[]string{"cart"}, nil, "", "", "", `"cart": say which pod as NAMESPACE/POD`},
-		"not a format":                   {[]string{"-o", "yaml"}, nil, "", "", "", "must be table, json or pem"},
+		"not a format":                   {[]string{"-o", "xml"}, nil, "", "", "", "must be one of table, wide, json, yaml, pem"},
 		"roots of a table":               {[]string{"--roots"}, nil, "", "", "", "--roots: is for -o pem"},
 		"local and a node":               {[]string{"--local", "--node", "n"}, nil, "", "", "", "exclude each other"},
 	}
@@ -293,9 +295,9 @@ func TestVerify(t *testing.T) {
 		"unknown, no cluster":    {append(pods, "--admin-socket", elsewhere), nil, 1, "", "", "no kubeconfig"},
 		"only the local":         {append(pods, "--admin-socket", elsewhere, "--local"), nil, 1, "", "", "workload is not known on this node"},
 		"an older agent":         {append(pods, "--admin-socket", elsewhere), &fakeCluster{}, 1, "", remote, "older version"},
-		"not a pod":              {[]string{"a", "b/c"}, nil, 1, "", "", "say which pod as NAMESPACE/POD"},
-		"one pod":                {[]string{"a/b"}, nil, 1, "", "", "accepts 2 arg(s)"},
-		"not a format":           {append(pods, "-o", "pem"), nil, 1, "", "", "must be table or json"},
+		"not a pod":              {[]string{"a", "b/c"}, nil, 2, "", "", "say which pod as NAMESPACE/POD"},
+		"one pod":                {[]string{"a/b"}, nil, 2, "", "", "accepts 2 arg(s)"},
+		"not a format":           {append(pods, "-o", "pem"), nil, 2, "", "", "must be one of table, wide, json, yaml"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

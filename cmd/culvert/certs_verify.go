@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -12,10 +13,10 @@ import (
 	"github.com/culvert-mesh/culvert/agent/admin"
 )
 
-func newCertsVerifyCommand(r *reach) *cobra.Command {
-	var output string
+func certsVerifyCommand(a *asking) *cobra.Command {
+	var out output
 	c := &cobra.Command{
-		Use:   "verify NAMESPACE/POD-A NAMESPACE/POD-B",
+		Use:   "verify [NAMESPACE/]POD-A [NAMESPACE/]POD-B",
 		Short: "Make a real handshake from one pod to another, and explain what came of it",
 		Long: `Make a real handshake from pod A to pod B, as a connection of A would: from A's own address, with A's certificate, to
 the port of B's tunnel. Nothing else is sent. Line by line it says what each side presented, whether that holds, and for
@@ -23,15 +24,20 @@ what does not, what it means and what to do. Which agent is asked, and how, is a
 node. The exit code is 0 if both sides accepted each other, and 1 otherwise.`,
 		Example: `  culvert certs verify shop/cart-7f9c shop/till-5d8b
   culvert certs verify shop/cart-7f9c shop/till-5d8b -o json --kubeconfig ~/.kube/config`,
-		Args: cobra.ExactArgs(2),
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: a.completePods(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			if output != "table" && output != "json" {
-				return fmt.Errorf("-o %q: must be table or json", output)
+			from, fromErr := a.namedPod(args[0])
+			to, toErr := a.namedPod(args[1])
+			if err := errors.Join(fromErr, toErr, a.check(), out.check()); err != nil {
+				return err
 			}
-			return interrupted(c.Context(), verifyPods(c, r, args[0], args[1], output))
+			return finished(c, verifyPods(c, a, from, to, &out))
 		},
 	}
-	c.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	a.register(c)
+	a.registerNamespace(c)
+	out.register(c)
 	return c
 }
 
@@ -42,29 +48,19 @@ type verified struct {
 	Findings []finding `json:"findings"`
 }
 
-func verifyPods(c *cobra.Command, r *reach, from, to, output string) error {
-	for _, pod := range []string{from, to} {
-		if err := checkPodName(pod); err != nil {
-			return err
-		}
-	}
-	h, err := r.handshake(c.Context(), from, to)
+func verifyPods(c *cobra.Command, a *asking, from, to string, out *output) error {
+	h, err := a.handshake(c.Context(), from, to)
 	if err != nil {
 		return err
 	}
 	noteSkew(c.ErrOrStderr(), h.Version)
 	v := verified{Handshake: *h, Findings: explainHandshake(h, time.Now())}
 	v.Accepted = h.OK()
-	if output == "json" {
-		err = writeJSON(c.OutOrStdout(), v)
-	} else {
-		err = v.write(c.OutOrStdout())
-	}
-	if err != nil {
-		return fmt.Errorf("write output: %w", err)
+	if err := out.write(c.OutOrStdout(), v, func(s *screen) { _ = v.write(&s.text) }); err != nil { // the text takes everything
+		return err
 	}
 	if !v.Accepted {
-		return &exitError{code: 1}
+		return &exitError{code: exitBadNews}
 	}
 	return nil
 }
@@ -76,7 +72,7 @@ func (v *verified) write(w io.Writer) error {
 	fmt.Fprintf(&b, "to    %s  %s  (%s)\n\n", plain(v.To), plain(v.ExpectedIdentity), plain(v.Address))
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	for _, f := range v.Findings {
-		fmt.Fprintf(t, "%s\t%s\t%s\n", f.State, f.Subject, plain(f.Text))
+		fmt.Fprintf(t, "%s\t%s\t%s\n", plain(string(f.State)), plain(f.Subject), plain(f.Text))
 		for _, advice := range f.Advice {
 			fmt.Fprintf(t, "\t\t-> %s\n", plain(advice))
 		}

@@ -17,7 +17,7 @@ func newCheckCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Tell whether this kernel, or this cluster, can run Culvert",
 		Long: `Try each kernel feature that Culvert needs, one by one. With --kube, ask the API server for each permission that
-the agent needs instead. Exits with 1 if one is missing.`,
+the agent needs instead. The exit code is 1 if one is missing.`,
 		Example: `  culvert check
   culvert check --kube --kubeconfig ~/.kube/config --service-account culvert-agent`,
 		Args: cobra.NoArgs,
@@ -61,7 +61,8 @@ func newUninstallCommand() *cobra.Command {
 		Short: "Return this node's pods to plain networking",
 		Long: `Remove every BPF program, link and map that an agent of this node pinned, and nothing else. Stop the agent
 first. Policies are no longer enforced afterwards.`,
-		Args: cobra.NoArgs,
+		Example: `  culvert uninstall`,
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if os.Geteuid() != 0 {
 				return errors.New("uninstall: needs root")

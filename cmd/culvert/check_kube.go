@@ -23,14 +23,14 @@ type kubeCheck struct {
 func (k *kubeCheck) register(c *cobra.Command) {
 	flags := c.Flags()
 	flags.BoolVar(&k.enabled, "kube", false, "check the cluster instead: API server, permissions, kinds of policy")
-	flags.StringVar(&k.kubeconfig, "kubeconfig", "", "file that says how the API server is reached (default: as a pod of the cluster)")
-	flags.StringVar(&k.options.Namespace, "namespace", "culvert-system", "the agent's own namespace")
+	flags.StringVar(&k.kubeconfig, "kubeconfig", "", kubeconfigUsage)
+	registerCulvertNamespace(c, &k.options.Namespace)
 	flags.StringVar(&k.options.DaemonSet, "daemonset", preflight.DefaultDaemonSet, "the agent's own DaemonSet")
-	flags.StringVar(&k.options.ServiceAccount, "service-account", "", "check the permissions of this account in --namespace, not one's own")
+	flags.StringVar(&k.options.ServiceAccount, "service-account", "", "check the permissions of this account in --culvert-namespace, not one's own")
 }
 
 func (k *kubeCheck) run(ctx context.Context, out io.Writer) error {
-	config, err := kube.Config(k.kubeconfig, "culvert-check")
+	config, err := kube.Config(asKubectl(k.kubeconfig), "culvert-check")
 	if err != nil {
 		return err
 	}

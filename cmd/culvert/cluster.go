@@ -2,30 +2,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/agent/admin"
-	"github.com/culvert-mesh/culvert/agent/source/kube/exec"
 )
-
-// fleet is a cluster that is asked about more than one node.
-type fleet interface {
-	cluster
-	AllNodes(ctx context.Context) ([]string, error)
-	AgentNodes(ctx context.Context) (map[string]string, error)
-	PodsNamed(ctx context.Context, name string) ([]string, error)
-	PodsIn(ctx context.Context, namespace string) ([]string, error)
-}
-
-var _ fleet = (*exec.Cluster)(nil)
 
 // asking is reach for commands that ask about an object, whose namespace -n is.
 type asking struct {
@@ -35,28 +19,13 @@ type asking struct {
 
 func newAsking() *asking { return &asking{reach: reach{open: openCluster}} }
 
-func (a *asking) register(c *cobra.Command) {
-	flags := c.Flags()
-	flags.StringVar(&a.socket, "admin-socket", admin.DefaultSocket, "unix socket of this node's agent")
-	flags.BoolVar(&a.local, "local", false, "ask this node's agent only, never the API server")
-	flags.StringVar(&a.node, "node", "", "ask the agent of this node, through the API server")
-	flags.StringVar(&a.cluster.Kubeconfig, "kubeconfig", "", "file that says how the API server is reached (default: as kubectl does)")
-	flags.StringVar(&a.cluster.Context, "context", "", "context of the kubeconfig (default: the current one)")
-	flags.StringVar(&a.cluster.Namespace, "culvert-namespace", "culvert-system", "the agents' own namespace")
-	_ = c.RegisterFlagCompletionFunc("node", a.completeNodes) // the flag is there
-}
-
 // registerNamespace is for commands about an object in a namespace.
 func (a *asking) registerNamespace(c *cobra.Command) {
-	c.Flags().StringVarP(&a.namespace, "namespace", "n", "", "namespace of what is asked for, where its name has none")
+	c.Flags().StringVarP(&a.namespace, "namespace", "n", "", namespaceUsage)
+	_ = c.RegisterFlagCompletionFunc("namespace", a.completeNamespaces) // the flag is there
 }
 
-func (a *asking) check() error {
-	if a.local && a.node != "" {
-		return usage("--local and --node exclude each other")
-	}
-	return nil
-}
+const namespaceUsage = "namespace of what is asked for"
 
 // named is an argument as "namespace/name", or a name alone, which agents find if it is the only one.
 func (a *asking) named(arg string) (string, error) {
@@ -72,16 +41,13 @@ func (a *asking) named(arg string) (string, error) {
 	return arg, nil
 }
 
-func (a *asking) openFleet() (fleet, error) {
-	c, err := a.open(a.cluster)
-	if err != nil {
-		return nil, err
+// namedPod is named where a name alone is not enough.
+func (a *asking) namedPod(arg string) (string, error) {
+	name, err := a.named(arg)
+	if err == nil && !strings.Contains(name, "/") {
+		err = usage("%q: say which pod as NAMESPACE/POD, or name its namespace with -n", arg)
 	}
-	f, ok := c.(fleet)
-	if !ok {
-		return nil, errors.New("cluster: cannot be asked about all of its nodes")
-	}
-	return f, nil
+	return name, err
 }
 
 // ask asks this node's agent; if it does not know the pod, or there is none, the agent of the pod's node, by running
@@ -97,89 +63,49 @@ func ask[T any](ctx context.Context, a *asking, pod string, args []string, local
 	} else if a.node == "" {
 		here = fmt.Errorf("there is no agent's socket %s on this machine", a.socket)
 	}
-	f, err := a.openFleet()
+	c, err := a.open(a.cluster)
 	if err != nil {
 		return nil, errors.Join(here, err)
 	}
-	node, err := a.nodeOf(ctx, f, pod)
+	node, err := a.nodeOf(ctx, c, pod)
 	if err != nil {
 		return nil, err
 	}
-	return remote[T](ctx, f, node, args)
+	return askNode[T](ctx, c, node, args)
 }
 
-func (a *asking) nodeOf(ctx context.Context, f fleet, pod string) (string, error) {
+func (a *asking) nodeOf(ctx context.Context, c cluster, pod string) (string, error) {
 	if a.node != "" {
 		return a.node, nil
 	}
 	if pod == "" {
-		return anyAgent(ctx, f)
+		return anyAgent(ctx, c)
 	}
 	if !strings.Contains(pod, "/") {
-		found, err := f.PodsNamed(ctx, pod)
+		found, err := c.PodsNamed(ctx, pod)
 		switch {
 		case err != nil:
 			return "", err
 		case len(found) == 0:
-			return "", fmt.Errorf("there is no pod %s in any namespace", pod)
+			return "", fmt.Errorf("pods %q not found in any namespace", pod)
 		case len(found) > 1:
-			return "", fmt.Errorf("pod %s is in several namespaces: say which of %s", pod, someOf(found, maxCandidates))
+			return "", fmt.Errorf("pods %q found in several namespaces; say which of %s", pod, someOf(found, maxCandidates))
 		}
 		pod = found[0]
 	}
-	return f.NodeOf(ctx, pod)
+	return c.NodeOf(ctx, pod)
 }
 
 // anyAgent is a node whose agent runs: the first by name, so that the same one is asked again.
-func anyAgent(ctx context.Context, f fleet) (string, error) {
-	agents, err := f.AgentNodes(ctx)
+func anyAgent(ctx context.Context, c cluster) (string, error) {
+	agents, err := agentNodes(ctx, c)
 	if err != nil {
 		return "", err
 	}
-	best := ""
-	for node, trouble := range agents {
-		if trouble == "" && (best == "" || node < best) {
-			best = node
+	for _, n := range agents {
+		if n.trouble == "" {
+			return n.name, nil
 		}
 	}
-	if best == "" {
-		return "", fmt.Errorf("no agent runs: %s", f.NamedNodes(ctx))
-	}
-	return best, nil
-}
-
-// remote runs culvert with these arguments in a node's agent and reads its answer, that of bad news too.
-func remote[T any](ctx context.Context, c cluster, node string, args []string) (*T, error) {
-	text, err := c.Run(ctx, node, args...)
-	var exit *exec.ExitError
-	if err != nil && (!errors.As(err, &exit) || len(text) == 0) {
-		return nil, explainExit(err)
-	}
-	v := new(T)
-	if err := json.Unmarshal(text, v); err != nil {
-		return nil, fmt.Errorf("agent of node %s: answer: %w", node, err)
-	}
-	return v, nil
-}
-
-// finished turns the error of whatever Ctrl-C ended into the exit code that shells expect.
-func finished(c *cobra.Command, err error) error {
-	if err != nil && c.Context().Err() != nil {
-		return &exitError{code: exitInterrupted, err: fmt.Errorf("%s: interrupted", c.Name())}
-	}
-	return err
-}
-
-// hasKubeconfig reports whether anyone said how the API server is reached. A pod's own account does not count: an agent's
-// may not run anything in other agents.
-func (a *asking) hasKubeconfig() bool {
-	if a.cluster.Kubeconfig != "" || a.cluster.Context != "" || os.Getenv("KUBECONFIG") != "" {
-		return true
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return false
-	}
-	_, err = os.Stat(filepath.Join(home, ".kube", "config"))
-	return !errors.Is(err, fs.ErrNotExist)
+	return "", fmt.Errorf("no agent runs: %s", c.NamedNodes(ctx))
 }

@@ -159,17 +159,17 @@ func (f *fakeFleet) Run(ctx context.Context, node string, args ...string) ([]byt
 
 // runAnswers runs `culvert ARGS` with this fleet, nil for a machine without a kubeconfig.
 func runAnswers(ctx context.Context, f *fakeFleet, args ...string) (stdout, stderr string, err error) {
-	asks := func() *asking {
-		return &asking{reach: reach{open: func(exec.Options) (cluster, error) {
-			if f == nil {
-				return nil, errors.New("API server: no kubeconfig is set")
-			}
-			return f, nil
-		}}}
-	}
+	there := reach{open: func(exec.Options) (cluster, error) {
+		if f == nil {
+			return nil, errors.New("API server: no kubeconfig is set")
+		}
+		return f, nil
+	}}
+	asks := func() *asking { return &asking{reach: there} }
 	var out, errOut bytes.Buffer
 	root := &cobra.Command{Use: "culvert", SilenceErrors: true, SilenceUsage: true}
-	root.AddCommand(statusCommand(asks()), describeCommand(asks), canCommand(asks()))
+	root.AddCommand(statusCommand(&everyNode{there}), describeCommand(asks), canCommand(asks()), certsCommand(asks))
+	understood(root)
 	root.SetArgs(args)
 	root.SetOut(&out)
 	root.SetErr(&errOut)
@@ -224,8 +224,8 @@ func TestWhichAgentIsAskedAboutAPod(t *testing.T) {
 		"on another node":               {[]string{"pod", "shop/till-1", "--admin-socket", here}, newFleet(), "node  there", "", 0, ""},
 		"off the cluster":               {[]string{"pod", "shop/till-1", "--admin-socket", none}, newFleet(), "node  there", "", 0, ""},
 		"named node":                    {[]string{"pod", "shop/till-1", "--node", "there"}, newFleet(), "node  there", "", 0, ""},
-		"name in several namespaces":    {[]string{"pod", "till-2", "--admin-socket", none}, newFleet(), "", "in several namespaces: say which of old/till-2, shop/till-2", 1, ""},
-		"name that nobody has":          {[]string{"pod", "nobody", "--admin-socket", none}, newFleet(), "", "there is no pod nobody in any namespace", 1, ""},
+		"name in several namespaces":    {[]string{"pod", "till-2", "--admin-socket", none}, newFleet(), "", "found in several namespaces; say which of old/till-2, shop/till-2", 1, ""},
+		"name that nobody has":          {[]string{"pod", "nobody", "--admin-socket", none}, newFleet(), "", `pods "nobody" not found in any namespace`, 1, ""},
 		"unknown":                       {[]string{"pod", "shop/nobody", "--admin-socket", none}, newFleet(), "", "there is no pod shop/nobody: there are a, b", 1, ""},
 		"unknown, only the local":       {[]string{"pod", "shop/nobody", "--admin-socket", here, "--local"}, newFleet(), "", "not known; there are shop/cart-1", 1, ""},
 		"unknown, without a cluster":    {[]string{"pod", "shop/nobody", "--admin-socket", here}, nil, "", "there are shop/cart-1: workload is not known\nAPI server: no kubeconfig", 1, ""},
@@ -237,7 +237,7 @@ func TestWhichAgentIsAskedAboutAPod(t *testing.T) {
 		"Service, no agent that works":  {[]string{"svc", "shop/cart", "--admin-socket", none}, &fakeFleet{agents: map[string]string{"a": "it is Pending"}}, "", "no agent runs: agents run on nowhere", 1, ""},
 		"Service, unknown":              {[]string{"svc", "shop/kart", "--admin-socket", here}, newFleet(), "", "Service shop/kart is not known", 1, ""},
 		"local and a node":              {[]string{"pod", "a/b", "--local", "--node", "n"}, nil, "", "exclude each other", 2, ""},
-		"not a format":                  {[]string{"pod", "a/b", "-o", "pem"}, nil, "", "must be table, wide, json or yaml", 2, ""},
+		"not a format":                  {[]string{"pod", "a/b", "-o", "pem"}, nil, "", "must be one of table, wide, json, yaml", 2, ""},
 		"two pods":                      {[]string{"pod", "a/b", "c/d"}, nil, "", "accepts 1 arg(s), received 2; see culvert describe pod --help", 2, ""},
 		"unknown flag":                  {[]string{"pod", "a/b", "--bogus"}, nil, "", "unknown flag", 2, ""},
 	} {

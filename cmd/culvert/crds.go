@@ -21,7 +21,8 @@ func newCRDsCommand() *cobra.Command {
 		Short: "Make the kinds that policies are written in, where a cluster has none",
 		Long: `Make the kinds PeerAuthentication and DestinationRule in the cluster that this process is a pod of, where they are
 absent, and bring those that Culvert made up to date. Kinds that others made (Istio) are left as they are.`,
-		Args: cobra.NoArgs,
+		Example: `  culvert crds --log-format json`,
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			log, err := logs.logger(os.Stderr)
 			if err != nil {

@@ -24,14 +24,16 @@ func newDemoCommand() *cobra.Command {
 real HTTP requests under a series of policies, with a capture of the link between the nodes. It needs root, touches
 nothing outside of its own namespaces, cgroup and run directory, and removes them when it ends.
 The exit code is 0 only if every row came out as expected.`,
+		Example: `  culvert demo
+  culvert demo --keep --ip both`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			versions, ok := map[string][]int{"4": {4}, "6": {6}, "both": {4, 6}}[ip]
 			if !ok {
-				return fmt.Errorf("--ip %q: want 4, 6 or both", ip)
+				return usage("--ip %q: want 4, 6 or both", ip)
 			}
 			if output != "table" && output != "json" {
-				return fmt.Errorf("--output %q: want table or json", output)
+				return usage("-o %q: want table or json", output)
 			}
 			options.Versions, options.Progress = versions, c.ErrOrStderr()
 			return runDemo(c, options, output)
@@ -73,9 +75,10 @@ func runDemo(c *cobra.Command, options demo.Options, output string) error {
 
 func newDemoDownCommand(runDir *string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "down",
-		Short: "Remove what a kept or crashed demo left",
-		Args:  cobra.NoArgs,
+		Use:     "down",
+		Short:   "Remove what a kept or crashed demo left",
+		Example: `  culvert demo down`,
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if _, err := os.Stat(*runDir); errors.Is(err, os.ErrNotExist) {
 				fmt.Fprintf(c.OutOrStdout(), "nothing to remove: %s does not exist\n", *runDir)

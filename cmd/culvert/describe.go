@@ -19,10 +19,9 @@ func describeCommand(asks func() *asking) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "describe",
 		Short: "Tell what the mesh makes of a pod or a Service",
-		Args:  arguments(cobra.NoArgs),
-		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+		Example: `  culvert describe pod shop/cart-7f9c
+  culvert describe service shop/cart`,
 	}
-	c.SetFlagErrorFunc(badFlags)
 	c.AddCommand(describePodCommand(asks()), describeServiceCommand(asks()))
 	return c
 }
@@ -41,7 +40,7 @@ The agent of the pod's node is asked: through its socket on that node, elsewhere
 does it. A name without a namespace is enough where there is only one of it.`,
 		Example: `  culvert describe pod shop/cart-7f9c
   culvert describe pod -n shop cart-7f9c -o yaml`,
-		Args:              arguments(cobra.ExactArgs(1)),
+		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completePods(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			name, err := a.named(args[0])
@@ -76,7 +75,7 @@ DestinationRules that callers go by, and where these do not fit each other. Any 
 node's, or else one that is reached through the API server as kubectl exec does it.`,
 		Example: `  culvert describe service shop/cart
   culvert describe svc -n shop cart -o json`,
-		Args:              arguments(cobra.ExactArgs(1)),
+		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, args []string) error {
 			name, err := a.named(args[0])

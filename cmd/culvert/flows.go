@@ -37,36 +37,54 @@ func flowsCommand(f *flowsFlags) *cobra.Command {
 Agents remember the latest 4,096 of their node. Connections shorter than a second are told when they are over; of plaintext
 that came from outside of the mesh the kernel tells peer and number, within seconds.
 
-All nodes are asked through the API server; on a node that has none, or with --local, its agent alone. What crosses nodes is
-told by both. The exit code is 1 if a node does not answer, 2 for wrong usage.`,
+All nodes are asked through the API server; on a node without a kubeconfig, or with --local, its agent alone. What crosses
+nodes is told by both. -n chooses those with either side in that namespace; -o json writes one object a line. The exit code
+is 1 if a node does not answer.
+
+With -f, a node that does not answer is asked again until it does. It then tells what it missed to tell; one that has not
+answered before, what --since asks for, and without --since what has happened since the command was started.`,
 		Example: `  culvert flows -f --namespace shop
   culvert flows --carried refused --since 10m
   culvert flows --from shop/cart --port 5432 -o json`,
-		Args: cobra.NoArgs,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := f.check(); err != nil {
-				return &exitError{2, err}
+				return err
 			}
-			return interruptedAs(c.Context(), "flows", f.run(c))
+			return finished(c, f.run(c))
 		},
 	}
 	f.register(c)
 	flags := c.Flags()
 	flags.BoolVarP(&f.follow, "follow", "f", false, "go on until interrupted")
-	flags.StringVarP(&f.filter.namespace, "namespace", "n", "", "of either side")
+	flags.StringVarP(&f.filter.namespace, "namespace", "n", "", namespaceUsage)
 	flags.StringVar(&f.filter.pod, "pod", "", "NAMESPACE/POD of either side, or POD with --namespace; the beginning of a name is enough")
 	flags.StringVar(&f.filter.from, "from", "", "who opens it: NAMESPACE, NAMESPACE/POD, address or range")
 	flags.StringVar(&f.filter.to, "to", "", "where to: NAMESPACE, NAMESPACE/POD, address or range")
 	flags.Uint16Var(&f.filter.port, "port", 0, "port of the destination")
 	flags.StringSliceVar(&f.filter.carried, "carried", nil, "mtls, same-node, plaintext, refused or failed; several with commas")
 	flags.DurationVar(&f.since, "since", 0, "how far back, such as 5m (default: all that is remembered)")
-	flags.StringVarP(&f.output, "output", "o", "table", "table, wide, json (one object a line) or yaml")
+	flags.StringVarP(&f.output, "output", "o", "table", outputUsage)
 	flags.Uint64Var(&f.after, "after", 0, "")
 	flags.DurationVar(&f.wait, "wait", 0, "")
 	for _, hidden := range []string{"after", "wait"} { // between commands of two nodes
 		_ = flags.MarkHidden(hidden)
 	}
+	f.registerCompletions(c)
 	return c
+}
+
+// registerCompletions is for flags that are there.
+func (f *flowsFlags) registerCompletions(c *cobra.Command) {
+	_ = c.RegisterFlagCompletionFunc("namespace", f.completeNamespaces)
+	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions((&output{}).formats(), cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("carried", cobra.FixedCompletions(allCarried(), cobra.ShellCompDirectiveNoFileComp))
+	for _, flag := range []string{"pod", "from", "to"} {
+		_ = c.RegisterFlagCompletionFunc(flag, func(c *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return f.offerPods(c, typed, "")
+		})
+	}
 }
 
 // outputAnswer is what agents print for each other: the answer as it is.
@@ -76,6 +94,7 @@ type flowsFlags struct {
 	everyNode
 	filter flowFilter
 	follow bool
+	began  time.Time // when the command was
 	since  time.Duration
 	output string
 	after  uint64
@@ -88,11 +107,11 @@ func (f *flowsFlags) check() error {
 	case err != nil:
 		return err
 	case f.since < 0:
-		return errors.New("--since: must not be negative")
+		return usage("--since: must not be negative")
 	case f.output == outputAnswer && !f.local:
-		return errors.New("-o answer: is for --local")
+		return usage("-o answer: is for --local")
 	case f.wait < 0 || f.wait > admin.MaxFlowsWait:
-		return fmt.Errorf("--wait: must be up to %s", admin.MaxFlowsWait)
+		return usage("--wait: must be up to %s", admin.MaxFlowsWait)
 	}
 	return nil
 }
@@ -106,6 +125,7 @@ func (f *flowsFlags) run(c *cobra.Command) error {
 		}
 		return json.NewEncoder(c.OutOrStdout()).Encode(l)
 	}
+	f.began = time.Now()
 	cluster, nodes, err := f.agents(ctx, c.ErrOrStderr())
 	if err != nil {
 		return err
@@ -113,7 +133,7 @@ func (f *flowsFlags) run(c *cobra.Command) error {
 	if f.follow && len(nodes) > maxFollowed {
 		return fmt.Errorf("-f: %d nodes are too many to follow at once (%d): name one with --node", len(nodes), maxFollowed)
 	}
-	all, err := askAll(ctx, &f.everyNode, cluster, nodes, f.askSocket(ctx, 0, 0), flowsArgs(0, 0)...)
+	all, err := askAll(ctx, &f.everyNode, cluster, nodes, func(c *admin.Client) (*admin.FlowList, error) { return c.Flows(ctx, 0, 0) }, flowsArgs(0, 0)...)
 	if err != nil {
 		return err
 	}
@@ -127,7 +147,7 @@ func (f *flowsFlags) run(c *cobra.Command) error {
 	}
 	if !f.follow {
 		if len(failed) > 0 {
-			return &exitError{code: 1}
+			return &exitError{code: exitBadNews}
 		}
 		return nil
 	}
@@ -136,10 +156,6 @@ func (f *flowsFlags) run(c *cobra.Command) error {
 
 func flowsArgs(after uint64, wait time.Duration) []string {
 	return []string{"flows", "--local", "-o", outputAnswer, "--after", strconv.FormatUint(after, 10), "--wait", wait.String()}
-}
-
-func (f *flowsFlags) askSocket(ctx context.Context, after uint64, wait time.Duration) func(*admin.Client) (*admin.FlowList, error) {
-	return func(c *admin.Client) (*admin.FlowList, error) { return c.Flows(ctx, after, wait) }
 }
 
 // nodeFlow is a line of the output.
@@ -201,7 +217,7 @@ func latestOnly(flows []nodeFlow) []nodeFlow {
 }
 
 // followAll prints what comes, each node's in order, until ctx ends or the output does.
-func (f *flowsFlags) followAll(ctx context.Context, c clusterNodes, all []told[admin.FlowList], p *flowPrinter) error {
+func (f *flowsFlags) followAll(ctx context.Context, c cluster, all []told[admin.FlowList], p *flowPrinter) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var following sync.WaitGroup
@@ -216,17 +232,20 @@ func (f *flowsFlags) followAll(ctx context.Context, c clusterNodes, all []told[a
 	return context.Cause(ctx)
 }
 
-func (f *flowsFlags) followOne(ctx context.Context, c clusterNodes, t told[admin.FlowList], p *flowPrinter) error {
+// followOne asks one agent again and again for what is new, also after it did not answer.
+func (f *flowsFlags) followOne(ctx context.Context, c cluster, t told[admin.FlowList], p *flowPrinter) error {
 	var after uint64
-	if t.err == nil {
+	met := t.err == nil // it has answered before
+	if met {
 		after = t.answer.Last
 	}
-	failing := t.err != nil
+	failing := !met
 	for ctx.Err() == nil {
-		answers, err := askAll(ctx, &f.everyNode, c, []string{t.node}, f.askSocket(ctx, after, admin.MaxFlowsWait), flowsArgs(after, admin.MaxFlowsWait)...)
-		if err == nil {
-			err = answers[0].err
+		wait := admin.MaxFlowsWait
+		if failing {
+			wait = 0 // to say at once that it is back
 		}
+		l, err := f.askOne(ctx, c, t.node, after, wait)
 		if err != nil {
 			if !failing && ctx.Err() == nil {
 				p.note("node %s does not answer, and is asked again: %v", t.node, err)
@@ -238,16 +257,33 @@ func (f *flowsFlags) followOne(ctx context.Context, c clusterNodes, t told[admin
 			}
 			continue
 		}
-		l := answers[0].answer
-		if l.Missed > 0 {
+		if failing {
+			p.note("node %s answers again", l.Node)
+		}
+		if l.Missed > 0 && met {
 			p.note("node %s: %d were too many to follow", l.Node, l.Missed)
 		}
-		failing, after = false, l.Last
-		if err := p.print(f.chosen(l, 0)); err != nil {
+		var since time.Duration
+		if !met { // all that it remembers is in the answer
+			since = f.since + time.Since(f.began)
+		}
+		failing, met, after = false, true, l.Last
+		if err := p.print(f.chosen(l, since)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// askOne asks within a time that leaves the agent the wait.
+func (f *flowsFlags) askOne(ctx context.Context, c cluster, node string, after uint64, wait time.Duration) (*admin.FlowList, error) {
+	if c == nil {
+		l, err := f.client().Flows(ctx, after, wait)
+		return l, notRoot(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait+nodeTimeout)
+	defer cancel()
+	return askNode[admin.FlowList](ctx, c, node, flowsArgs(after, wait))
 }
 
 // flowPrinter prints lines of several nodes.

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -25,7 +24,7 @@ type flowFilter struct {
 
 func (f *flowFilter) check() error {
 	for _, c := range f.carried {
-		if err := oneOf("--carried", c, string(observe.MTLS), string(observe.SameNode), string(observe.Plaintext), string(observe.Refused), string(observe.Failed)); err != nil {
+		if err := oneOf("--carried", c, allCarried()...); err != nil {
 			return err
 		}
 	}
@@ -33,14 +32,18 @@ func (f *flowFilter) check() error {
 		return nil
 	}
 	if namespace, name, ok := strings.Cut(f.pod, "/"); !ok && f.namespace == "" {
-		return fmt.Errorf("--pod %q: say NAMESPACE/POD, or name the namespace with --namespace", f.pod)
+		return usage("--pod %q: say NAMESPACE/POD, or name the namespace with --namespace", f.pod)
 	} else if ok && (namespace == "" || strings.Contains(name, "/") || f.namespace != "" && f.namespace != namespace) {
-		return fmt.Errorf("--pod %q: must be NAMESPACE/POD, and of no other namespace than --namespace", f.pod)
+		return usage("--pod %q: must be NAMESPACE/POD, and of no other namespace than --namespace", f.pod)
 	}
 	if f.from != "" || f.to != "" {
-		return errors.New("--pod is for either side: use --from and --to without it")
+		return usage("--pod is for either side: use --from and --to without it")
 	}
 	return nil
+}
+
+func allCarried() []string {
+	return []string{string(observe.MTLS), string(observe.SameNode), string(observe.Plaintext), string(observe.Refused), string(observe.Failed)}
 }
 
 func (f *flowFilter) match(e *observe.Event) bool {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -144,6 +145,60 @@ func TestFollowing(t *testing.T) {
 	}
 	if n := strings.Count(out.String(), "a/second"); n != 1 {
 		t.Errorf("told %d times:\n%s", n, out.String())
+	}
+}
+
+// lateCluster has one node, whose agent does not answer at first.
+type lateCluster struct {
+	seeingCluster
+	silent atomic.Bool
+}
+
+func (c *lateCluster) Run(ctx context.Context, node string, args ...string) ([]byte, error) {
+	if c.silent.Load() {
+		return nil, errors.New("agent of node n1: no answer")
+	}
+	return c.seeingCluster.Run(ctx, node, args...)
+}
+
+func TestFollowingANodeThatAnswersLate(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args []string
+		old  bool // what was before is told
+	}{"only what is new": {nil, false}, "and what --since asks for": {[]string{"--since", "1h"}, true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			memory := recorded(seenEvent(observe.MTLS, "a/old", "b/x", 1))
+			time.Sleep(5 * time.Millisecond) // the events' own clock
+			c := &lateCluster{seeingCluster: seeingCluster{sockets: map[string]string{"n1": serveNode(t, &seeingNode{node: "n1", memory: memory}, version)}}}
+			c.silent.Store(true)
+			command := flowsCommand(&flowsFlags{everyNode: everyNode{reach{open: func(exec.Options) (cluster, error) { return c, nil }}}})
+			command.SilenceErrors, command.SilenceUsage = true, true
+			command.SetArgs(append([]string{"-f"}, tc.args...))
+			var out safeBuffer
+			command.SetOut(&out)
+			command.SetErr(&out)
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- command.ExecuteContext(ctx) }()
+			wait := func(text string) {
+				for !strings.Contains(out.String(), text) {
+					time.Sleep(5 * time.Millisecond)
+				}
+			}
+			wait("node n1 does not answer")
+			memory.Flow(seenEvent(observe.Refused, "a/meanwhile", "b/x", 1), nil, observe.Peer{})
+			c.silent.Store(false)
+			wait("a/meanwhile")
+			memory.Flow(seenEvent(observe.Refused, "a/then", "b/x", 1), nil, observe.Peer{})
+			wait("a/then")
+			cancel()
+			<-ended
+			if text := out.String(); strings.Contains(text, "a/old") != tc.old || strings.Count(text, "a/meanwhile") != 1 ||
+				strings.Count(text, "node n1 answers again") != 1 {
+				t.Error(text)
+			}
+		})
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -16,40 +15,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usage is the error of a command that was not understood.
-func usage(format string, args ...any) error {
-	return &exitError{code: exitUsage, err: fmt.Errorf(format, args...)}
-}
-
-// arguments makes what an argument check says an error of usage.
-func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return usage("%w; see culvert %s --help", err, strings.TrimPrefix(c.CommandPath(), c.Root().Name()+" "))
-		}
-		return nil
-	}
-}
-
-// badFlags makes what the flags' parser says an error of usage.
-func badFlags(_ *cobra.Command, err error) error { return usage("%w", err) }
-
 // output is how an answer is written.
-type output struct{ format string }
+type output struct {
+	format string
+	also   []string // formats that this command alone has
+}
 
-func outputFormats() []string { return []string{"table", "wide", "json", "yaml"} }
+const outputUsage = "table, wide, json or yaml"
+
+func (o *output) formats() []string {
+	return append([]string{"table", "wide", "json", "yaml"}, o.also...)
+}
 
 func (o *output) register(c *cobra.Command) {
-	c.Flags().StringVarP(&o.format, "output", "o", "table", "table, wide, json or yaml")
-	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputFormats(), cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	c.Flags().StringVarP(&o.format, "output", "o", "table", strings.Join(append([]string{outputUsage}, o.also...), "; or "))
+	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(o.formats(), cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 }
 
-func (o *output) check() error {
-	if !slices.Contains(outputFormats(), o.format) {
-		return usage("-o %q: must be %s", o.format, "table, wide, json or yaml")
-	}
-	return nil
-}
+func (o *output) check() error { return oneOf("-o", o.format, o.formats()...) }
 
 // write writes v, or, for people, what show makes of it.
 func (o *output) write(w io.Writer, v any, show func(*screen)) error {
@@ -100,8 +83,12 @@ func blockStyle(n *yaml.Node) {
 
 // hasColours reports whether w is a terminal whose owner did not ask for plain text.
 func hasColours(w io.Writer) bool {
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isTerminal(w)
+}
+
+func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
-	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+	if !ok {
 		return false
 	}
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)

@@ -70,15 +70,3 @@ func TestHelpOnExitCodes(t *testing.T) {
 		t.Errorf("%v: %s", err, out.String())
 	}
 }
-
-func TestEveryHelpHasAnExample(t *testing.T) {
-	for _, c := range newRootCommand().Commands() {
-		for _, one := range append(c.Commands(), c) {
-			switch name := one.Name(); {
-			case name != "status" && name != "pod" && name != "service" && name != "can" && name != "explain" && name != "lint":
-			case one.Example == "":
-				t.Errorf("%s has no example", one.CommandPath())
-			}
-		}
-	}
-}

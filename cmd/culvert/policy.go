@@ -28,10 +28,9 @@ func policyCommand(read clusterReader) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "policy",
 		Short: "Explain and check PeerAuthentication and DestinationRule, of manifests or a cluster",
-		Args:  arguments(cobra.NoArgs),
-		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+		Example: `  culvert policy explain shop/cart-7f9c:8080
+  culvert policy lint -f manifests/`,
 	}
-	c.SetFlagErrorFunc(badFlags)
 	c.AddCommand(newExplainCommand(read), newLintCommand(read))
 	return c
 }
@@ -42,16 +41,16 @@ type policyFlags struct {
 	access         kube.Access
 	readCluster    clusterReader
 	root           string
-	output         string
+	output         output
 	injectionLabel bool
 }
 
 func (f *policyFlags) add(c *cobra.Command) {
 	c.Flags().StringArrayVarP(&f.files, "filename", "f", nil, "file or folder of manifests, or - for standard input; may be repeated (default: the cluster)")
-	c.Flags().StringVar(&f.access.Kubeconfig, "kubeconfig", "", "without -f: file that says how the API server is reached (default: as kubectl does)")
-	c.Flags().StringVar(&f.access.Context, "context", "", "without -f: context of the kubeconfig (default: the current one)")
+	c.Flags().StringVar(&f.access.Kubeconfig, "kubeconfig", "", kubeconfigUsage)
+	c.Flags().StringVar(&f.access.Context, "context", "", contextUsage)
 	c.Flags().StringVar(&f.root, "root-namespace", policy.DefaultRootNamespace, "the mesh's root namespace")
-	c.Flags().StringVarP(&f.output, "output", "o", "table", "table or json")
+	f.output.register(c)
 	c.Flags().BoolVar(&f.injectionLabel, "injection-label", true, "the namespace label istio-injection=enabled enrols, too")
 }
 
@@ -59,10 +58,7 @@ func (f *policyFlags) check() error {
 	if len(f.files) > 0 && (f.access.Kubeconfig != "" || f.access.Context != "") {
 		return usage("-f reads manifests: it excludes --kubeconfig and --context")
 	}
-	if f.output != "table" && f.output != "json" {
-		return usage("-o %q: must be table or json", f.output)
-	}
-	return nil
+	return f.output.check()
 }
 
 func (f *policyFlags) enroll() enroll.Options {

@@ -21,7 +21,7 @@ func (f *policyFlags) read(c *cobra.Command) (file.Result, error) {
 		return r, err
 	}
 	for _, e := range r.Errors {
-		fmt.Fprintln(c.ErrOrStderr(), e)
+		fmt.Fprintln(c.ErrOrStderr(), printable(e.Error()))
 	}
 	if len(r.Skipped) > 0 {
 		fmt.Fprintln(c.ErrOrStderr(), "passed over:", counts(r.Skipped))

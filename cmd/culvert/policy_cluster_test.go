@@ -37,7 +37,7 @@ func TestPolicyOfACluster(t *testing.T) {
 		"lint what is broken":    {[]string{"lint", "-o", "json"}, broken, nil, 1, `"object": "PeerAuthentication n/bad"`, "cluster: PeerAuthentication n/bad"},
 		"no cluster":             {[]string{"explain"}, contents, errors.New("API server: no kubeconfig is set"), 1, "", ""},
 		"both":                   {[]string{"lint", "-f", "x", "--context", "y"}, contents, nil, 2, "", ""},
-		"not a format":           {[]string{"lint", "-o", "wide"}, contents, nil, 2, "", ""},
+		"not a format":           {[]string{"lint", "-o", "xml"}, contents, nil, 2, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out, errOut bytes.Buffer

@@ -2,12 +2,10 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -18,26 +16,36 @@ import (
 
 func newExplainCommand(read clusterReader) *cobra.Command {
 	f := policyFlags{readCluster: read}
+	var of asking
 	c := &cobra.Command{
-		Use:   "explain [-f FILE|FOLDER ...] [NAMESPACE/POD[:PORT]]",
+		Use:   "explain [-f FILE|FOLDER ...] [[NAMESPACE/]POD[:PORT]]",
 		Short: "Say which mode holds for each pod and port, and which policy decides it",
 		Long: `Say which mode holds for each pod and port, and which policy decides it.
 
 Without -f the Namespaces, Pods, Services, PeerAuthentications and DestinationRules of the cluster are read, which takes
 permission to list them. Manifests may hold anything: Namespaces, Pods, PeerAuthentications and so on are read, other kinds are counted.
 The exit code is 1 if a document could not be used; what could be used is explained all the same.`,
-		Example: `  culvert policy explain shop/cart-7f9c:8080
+		Example: `  culvert policy explain -n shop
+  culvert policy explain shop/cart-7f9c:8080
   culvert policy explain -f manifests/
   kubectl get ns,pods,peerauthentications -A -o yaml | culvert policy explain -f - default/productpage:9080`,
-		Args: arguments(cobra.MaximumNArgs(1)),
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err
 			}
-			return explain(c, &f, strings.Join(args, ""))
+			pod, port, hasPort := strings.Cut(strings.Join(args, ""), ":")
+			if len(args) > 0 {
+				var err error
+				if pod, err = of.namedPod(pod); err != nil {
+					return err
+				}
+			}
+			return explain(c, &f, of.namespace, pod, port, hasPort)
 		},
 	}
 	f.add(c)
+	c.Flags().StringVarP(&of.namespace, "namespace", "n", "", namespaceUsage)
 	return c
 }
 
@@ -69,7 +77,8 @@ type explainedPort struct {
 	Policy string      `json:"policy"`
 }
 
-func explain(c *cobra.Command, f *policyFlags, target string) error {
+// explain is about one pod, or about all of a namespace, or about all.
+func explain(c *cobra.Command, f *policyFlags, namespace, pod, port string, hasPort bool) error {
 	r, err := f.read(c)
 	if err != nil {
 		return err
@@ -77,11 +86,12 @@ func explain(c *cobra.Command, f *policyFlags, target string) error {
 	snapshot := source.NewSnapshot("", r.Contents)
 	pods := make([]*source.Pod, 0, len(r.Pods))
 	for i := range r.Pods {
-		pods = append(pods, &r.Pods[i])
+		if namespace == "" || r.Pods[i].Namespace == namespace {
+			pods = append(pods, &r.Pods[i])
+		}
 	}
-	name, port, hasPort := strings.Cut(target, ":")
-	if target != "" {
-		if pods, err = onlyPod(pods, name); err != nil {
+	if pod != "" {
+		if pods, err = onlyPod(pods, pod); err != nil {
 			return err
 		}
 	}
@@ -98,16 +108,13 @@ func explain(c *cobra.Command, f *policyFlags, target string) error {
 		}
 		out = append(out, e)
 	}
-	if err := printExplained(c.OutOrStdout(), f.output, out, target != ""); err != nil {
-		return fmt.Errorf("write output: %w", err)
+	if err := f.output.write(c.OutOrStdout(), out, func(s *screen) { showExplained(s, out, pod != "") }); err != nil {
+		return err
 	}
 	return failed(r)
 }
 
 func onlyPod(pods []*source.Pod, name string) ([]*source.Pod, error) {
-	if strings.Count(name, "/") != 1 {
-		return nil, fmt.Errorf("%q: say which pod as NAMESPACE/POD or NAMESPACE/POD:PORT", name)
-	}
 	for _, p := range pods {
 		if p.Ref() == name {
 			return []*source.Pod{p}, nil
@@ -169,29 +176,30 @@ func (e *explained) ask(set *policy.Set, p *source.Pod, port string) error {
 	return nil
 }
 
-func printExplained(w io.Writer, format string, all []explained, details bool) error {
-	if format == "json" {
-		return writeJSON(w, all)
-	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAMESPACE\tPOD\tENROLLED\tMODE\tPORTS\tDECIDED BY")
+func showExplained(s *screen, all []explained, details bool) {
+	rows := make([][]cell, 0, len(all))
 	for i := range all {
 		e := &all[i]
 		by := e.Policy
 		if e.Unreadable {
 			by += " (a policy could not be read: an agent loosens nothing, and starts new pods STRICT)"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Namespace, e.Pod, yesNo(e.Enrolled), e.Mode, e.portList(), by)
+		row := cells(e.Namespace, e.Pod, yesNo(e.Enrolled), e.Mode.String(), e.portList(), by)
+		if s.wide {
+			row = append(row, cells(e.EnrolledReason, strings.Join(e.Overridden, ", "))...)
+		}
+		rows = append(rows, row)
 	}
-	if err := t.Flush(); err != nil || !details {
-		return err
+	header := []string{"NAMESPACE", "POD", "ENROLLED", "MODE", "PORTS", "DECIDED BY"}
+	if s.wide {
+		header = append(header, "WHY ENROLLED", "OVERRIDDEN")
 	}
+	s.table(header, rows)
 	for i := range all {
-		if err := all[i].details(w); err != nil {
-			return err
+		if details {
+			all[i].details(s)
 		}
 	}
-	return nil
 }
 
 func yesNo(b bool) string {
@@ -213,16 +221,15 @@ func (e *explained) portList() string {
 }
 
 // details says in sentences what the table has no room for.
-func (e *explained) details(w io.Writer) error {
-	var b strings.Builder
+func (e *explained) details(s *screen) {
 	if e.Port != nil {
-		fmt.Fprintf(&b, "\nport %d: %s, decided by %s\n", e.Port.Number, e.Port.Mode, e.Port.Policy)
+		s.line("\nport %d: %s, decided by %s", e.Port.Number, e.Port.Mode, plain(e.Port.Policy))
 	}
 	losers := e.Losers
 	if more := e.LosersCount - len(losers); more > 0 {
 		losers = append(slices.Clone(losers), fmt.Sprintf("and %d more", more))
 	}
-	fmt.Fprintf(&b, "\nenrolled: %s (%s)\n", yesNo(e.Enrolled), e.EnrolledReason)
+	s.line("\nenrolled: %s (%s)", yesNo(e.Enrolled), plain(e.EnrolledReason))
 	for _, list := range []struct {
 		title string
 		refs  []string
@@ -233,9 +240,7 @@ func (e *explained) details(w io.Writer) error {
 		{"ignored, a selector has no meaning in the root namespace", e.Ignored},
 	} {
 		if len(list.refs) > 0 {
-			fmt.Fprintf(&b, "%s: %s\n", list.title, strings.Join(list.refs, ", "))
+			s.line("%s: %s", list.title, plain(strings.Join(list.refs, ", ")))
 		}
 	}
-	_, err := io.WriteString(w, b.String())
-	return err
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 
@@ -27,7 +26,7 @@ Without -f the cluster is read, which takes permission to list Namespaces, Pods,
 The exit code is 1 on errors, and with --strict also on warnings.`,
 		Example: `  culvert policy lint --strict
   culvert policy lint -f manifests/ -o json`,
-		Args: arguments(cobra.NoArgs),
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := f.check(); err != nil {
 				return err
@@ -61,13 +60,9 @@ func lint(c *cobra.Command, f *policyFlags, domain string, strict bool) error {
 		})
 	}
 	found := located(policy.Lint(lintInput(r, f, domain)), r.Objects)
-	if f.output == "json" {
-		err = writeJSON(c.OutOrStdout(), append(broken, found...))
-	} else {
-		err = printRemarks(c.OutOrStdout(), found) // the broken ones were said on standard error
-	}
-	if err != nil {
-		return fmt.Errorf("write output: %w", err)
+	// In a table the broken ones are missing: they were said on standard error.
+	if err := f.output.write(c.OutOrStdout(), append(broken, found...), func(s *screen) { s.text.WriteString(remarksText(found)) }); err != nil {
+		return err
 	}
 	return verdict(append(broken, found...), strict)
 }
@@ -101,16 +96,15 @@ func located(findings []policy.Finding, objects []file.Object) []remark {
 	return out
 }
 
-func printRemarks(w io.Writer, all []remark) error {
+func remarksText(all []remark) string {
 	var b strings.Builder
 	for _, r := range all {
 		if r.Line > 0 {
-			fmt.Fprintf(&b, "%s:%d: ", r.File, r.Line)
+			fmt.Fprintf(&b, "%s:%d: ", plain(r.File), r.Line)
 		}
-		fmt.Fprintln(&b, r.Finding)
+		fmt.Fprintln(&b, printable(fmt.Sprint(r.Finding)))
 	}
-	_, err := io.WriteString(w, b.String())
-	return err
+	return b.String()
 }
 
 func lintInput(r file.Result, f *policyFlags, domain string) policy.LintInput {

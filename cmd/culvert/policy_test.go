@@ -174,9 +174,32 @@ func TestLint(t *testing.T) {
 const namespaceOnly = "apiVersion: v1\nkind: Namespace\nmetadata: {name: n}\n"
 
 func TestFlagsAreChecked(t *testing.T) {
-	for _, args := range [][]string{{"explain"}, {"lint"}, {"explain", "-f", "-", "-o", "yaml"}} {
+	for _, args := range [][]string{{"explain"}, {"lint"}, {"explain", "-f", "-", "-o", "xml"}} {
 		if _, _, err := runPolicy("", args...); err == nil {
 			t.Errorf("%v: no error", args)
+		}
+	}
+}
+
+func TestExplainOneNamespace(t *testing.T) {
+	const pods = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: one}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b, namespace: two}\n"
+	for args, want := range map[string]string{"": "one two", "-n two": "two", "a -n one": "one", "-n none": "", "two/b": "two"} {
+		stdout, _, err := runPolicy(pods, append([]string{"explain", "-f", "-", "-o", "json"}, strings.Fields(args)...)...)
+		var got []struct{ Namespace string }
+		if err := errors.Join(err, json.Unmarshal([]byte(stdout), &got)); err != nil {
+			t.Fatal(args, err)
+		}
+		names := []string{}
+		for _, g := range got {
+			names = append(names, g.Namespace)
+		}
+		if strings.Join(names, " ") != want {
+			t.Errorf("%q: %q, want %q", args, names, want)
+		}
+	}
+	for _, args := range []string{"a", "one/a -n two", "a/b/c"} {
+		if _, _, err := runPolicy(pods, append([]string{"explain", "-f", "-"}, strings.Fields(args)...)...); codeOf(err) != exitUsage {
+			t.Errorf("%q: %v", args, err)
 		}
 	}
 }

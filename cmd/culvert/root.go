@@ -19,7 +19,6 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: displayName(os.Args[0])},
 	}
-	root.SetFlagErrorFunc(badFlags)
 	root.AddCommand(
 		newAgentCommand(),
 		newTunnelCommand(),
@@ -39,5 +38,8 @@ func newRootCommand() *cobra.Command {
 		newPrepareCommand(),
 		newExitCodesTopic(),
 	)
+	addCompletion(root)
+	root.InitDefaultHelpCmd()
+	understood(root)
 	return root
 }

@@ -61,6 +61,7 @@ func (n *seeingNode) Certificates(context.Context) (*admin.Certificates, error) 
 
 // seeingCluster has nodes with agents behind sockets: Run runs this same command there.
 type seeingCluster struct {
+	cluster
 	sockets map[string]string // by node; an empty one is an agent that does not answer
 	old     bool              // all agents are older than these commands
 	mu      sync.Mutex
@@ -75,12 +76,11 @@ func (f *seeingCluster) NamedNodes(context.Context) string {
 	return "no pod in namespace culvert-system is an agent"
 }
 
-func (f *seeingCluster) Nodes(context.Context) ([]string, error) {
-	var nodes []string
+func (f *seeingCluster) AgentNodes(context.Context) (map[string]string, error) {
+	nodes := map[string]string{}
 	for node := range f.sockets {
-		nodes = append(nodes, node)
+		nodes[node] = ""
 	}
-	slices.Sort(nodes)
 	return nodes, nil
 }
 
@@ -117,6 +117,7 @@ func runSeeing(ctx context.Context, f *seeingCluster, args ...string) (stdout, s
 	var out, errOut safeBuffer
 	c := commands[args[0]]
 	c.SilenceErrors, c.SilenceUsage = true, true
+	understood(c)
 	c.SetArgs(args[1:])
 	c.SetOut(&out)
 	c.SetErr(&errOut)

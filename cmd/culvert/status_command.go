@@ -2,29 +2,19 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/culvert-mesh/culvert/agent/admin"
 )
 
-const (
-	// statusAtOnce bounds how many agents are asked at one time, and nodeTimeout how long each may take.
-	statusAtOnce = 8
-	nodeTimeout  = 25 * time.Second
-)
+func newStatusCommand() *cobra.Command { return statusCommand(&everyNode{reach{open: openCluster}}) }
 
-func newStatusCommand() *cobra.Command { return statusCommand(newAsking()) }
-
-func statusCommand(a *asking) *cobra.Command {
+func statusCommand(e *everyNode) *cobra.Command {
 	var (
 		out     output
 		foreign bool
@@ -43,17 +33,16 @@ pod's namespace. The exit code is 1 if anything is wrong on any node, or an agen
   culvert status --node worker-2 -o wide
   culvert status --local --foreign
   culvert status -o json | jq '.nodes[] | select(.status.problems != [])'`,
-		Args:              arguments(cobra.NoArgs),
+		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := errors.Join(a.check(), out.check()); err != nil {
+			if err := errors.Join(e.check(), out.check()); err != nil {
 				return err
 			}
-			return finished(c, a.status(c, &out, foreign))
+			return finished(c, e.status(c, &out, foreign))
 		},
 	}
-	c.SetFlagErrorFunc(badFlags)
-	a.register(c)
+	e.register(c)
 	out.register(c)
 	c.Flags().BoolVar(&foreign, "foreign", false, "look for programs of others on our hooks, too")
 	return c
@@ -76,8 +65,8 @@ func (n *nodeStatus) healthy() bool {
 	return n.Error == "" && (n.Status == nil || len(n.Status.Problems) == 0)
 }
 
-func (a *asking) status(c *cobra.Command, out *output, foreign bool) error {
-	all, err := a.statuses(c, foreign)
+func (e *everyNode) status(c *cobra.Command, out *output, foreign bool) error {
+	all, err := e.statuses(c, foreign)
 	if err != nil {
 		return err
 	}
@@ -90,83 +79,60 @@ func (a *asking) status(c *cobra.Command, out *output, foreign bool) error {
 	return nil
 }
 
-func (a *asking) statuses(c *cobra.Command, foreign bool) (*nodesStatus, error) {
-	_, err := os.Lstat(a.socket)
-	if a.local || a.node == "" && !errors.Is(err, fs.ErrNotExist) && !a.hasKubeconfig() {
-		s, err := a.client().Status(c.Context(), foreign)
-		if err != nil {
-			return nil, notRoot(err)
-		}
-		return &nodesStatus{[]nodeStatus{{Node: s.Node, Agent: true, Status: s}}}, nil
-	}
-	f, err := a.openFleet()
+func (e *everyNode) statuses(c *cobra.Command, foreign bool) (*nodesStatus, error) {
+	ctx := c.Context()
+	fleet, agents, err := e.agents(ctx, c.ErrOrStderr())
 	if err != nil {
-		return nil, err
-	}
-	all := &nodesStatus{}
-	if a.node != "" {
-		all.Nodes = []nodeStatus{{Node: a.node, Agent: true}}
-	} else if all.Nodes, err = nodesOf(c, f); err != nil {
 		return nil, err
 	}
 	args := []string{"status", "--local", "-o", "json"}
 	if foreign {
 		args = append(args, "--foreign")
 	}
-	var asked errgroup.Group
-	asked.SetLimit(statusAtOnce)
-	for i := range all.Nodes {
-		n := &all.Nodes[i]
-		if !n.Agent || n.Error != "" {
-			continue
+	answers, err := askAll(ctx, e, fleet, agents, func(client *admin.Client) (*nodesStatus, error) {
+		s, err := client.Status(ctx, foreign)
+		if err != nil {
+			return nil, err
 		}
-		asked.Go(func() error {
-			n.ask(c.Context(), f, args)
-			return nil
-		})
-	}
-	return all, errors.Join(asked.Wait(), c.Context().Err())
-}
-
-func (n *nodeStatus) ask(ctx context.Context, f fleet, args []string) {
-	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
-	defer cancel()
-	answer, err := remote[nodesStatus](ctx, f, n.Node, args)
-	switch {
-	case err != nil:
-		n.Error = err.Error()
-	case len(answer.Nodes) != 1 || answer.Nodes[0].Status == nil:
-		n.Error = "its agent's answer is none"
-	default:
-		n.Status = answer.Nodes[0].Status
-	}
-}
-
-// nodesOf lists all nodes, with an agent or without. Who may not list nodes sees those with an agent.
-func nodesOf(c *cobra.Command, f fleet) ([]nodeStatus, error) {
-	agents, err := f.AgentNodes(c.Context())
+		return &nodesStatus{[]nodeStatus{{Node: s.Node, Agent: true, Status: s}}}, nil
+	}, args...)
 	if err != nil {
 		return nil, err
 	}
-	if len(agents) == 0 {
-		return nil, errors.New(f.NamedNodes(c.Context()))
+	all := &nodesStatus{Nodes: make([]nodeStatus, 0, len(answers))}
+	for _, t := range answers {
+		all.Nodes = append(all.Nodes, statusOf(t))
 	}
-	names, err := f.AllNodes(c.Context())
+	if fleet != nil && e.node == "" {
+		all.addBare(c, fleet)
+	}
+	return all, nil
+}
+
+func statusOf(t told[nodesStatus]) nodeStatus {
+	switch {
+	case t.err != nil:
+		return nodeStatus{Node: t.node, Agent: true, Error: t.err.Error()}
+	case len(t.answer.Nodes) != 1 || t.answer.Nodes[0].Status == nil:
+		return nodeStatus{Node: t.node, Agent: true, Error: "its agent's answer is none"}
+	}
+	n := t.answer.Nodes[0]
+	n.Node = cmp.Or(t.node, n.Node)
+	return n
+}
+
+// addBare adds the nodes without an agent. Who may not list nodes sees those with one.
+func (all *nodesStatus) addBare(c *cobra.Command, fleet cluster) {
+	names, err := fleet.AllNodes(c.Context())
 	if err != nil {
 		fmt.Fprintf(c.ErrOrStderr(), "note: nodes without an agent are not shown: %s\n", plain(err.Error()))
 	}
-	for node := range agents {
-		if !slices.Contains(names, node) {
-			names = append(names, node)
+	for _, name := range names {
+		if !slices.ContainsFunc(all.Nodes, func(n nodeStatus) bool { return n.Node == name }) {
+			all.Nodes = append(all.Nodes, nodeStatus{Node: name})
 		}
 	}
-	slices.Sort(names)
-	all := make([]nodeStatus, 0, len(names))
-	for _, name := range names {
-		trouble, agent := agents[name]
-		all = append(all, nodeStatus{Node: name, Agent: agent, Error: trouble})
-	}
-	return all, nil
+	slices.SortFunc(all.Nodes, func(a, b nodeStatus) int { return cmp.Compare(a.Node, b.Node) })
 }
 
 // show writes the table, and below it what is wrong.

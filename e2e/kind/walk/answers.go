@@ -135,7 +135,7 @@ func bugreportOfNodes(ctx context.Context, s *suite) (string, error) {
 	}
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "report.tar.gz")
-	if _, err := s.culvert(ctx, "bugreport", "-o", file); err != nil {
+	if _, err := s.culvert(ctx, "bugreport", "--file", file); err != nil {
 		return "", err
 	}
 	info, err := os.Stat(file)

@@ -279,7 +279,7 @@ type caStatus struct {
 }
 
 func (s *suite) caStatus(ctx context.Context) (c caStatus, err error) {
-	out, err := s.culvert(ctx, "ca", "status", "-o", "json", "--namespace", systemNamespace)
+	out, err := s.culvert(ctx, "ca", "status", "-o", "json", "--culvert-namespace", systemNamespace)
 	if err != nil {
 		return c, err
 	}
@@ -326,7 +326,7 @@ func turnEverything(ctx context.Context, s *suite) (string, error) {
 	}
 	begin := time.Now()
 	for _, what := range []string{"intermediate", "root"} {
-		if _, err := s.culvert(ctx, "ca", "rotate", what, "--namespace", systemNamespace); err != nil {
+		if _, err := s.culvert(ctx, "ca", "rotate", what, "--culvert-namespace", systemNamespace); err != nil {
 			return "", err
 		}
 	}
