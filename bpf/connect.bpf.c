@@ -81,6 +81,7 @@ static __always_inline int register_delivery(struct bpf_sock_addr *ctx, struct a
 	struct delivery_value at_tunnel = {.other_port = application.local_port};
 	long err;
 
+	at_application.same_node = a->socket->priority == SAME_NODE_PRIORITY;
 	tunnel.local_port = d->tunnel_port;
 	err = bpf_map_update_elem(&deliveries, &tunnel, &at_tunnel, BPF_NOEXIST);
 	if (err)
@@ -171,10 +172,13 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct attempt *a, 
 	if (is_loopback(a->to.ip) || is_unspecified(a->to.ip) || is_link_local(a->to.ip) ||
 	    is_own(a->workload, a->to.ip))
 		return ALLOW;
-	if (!is_captured(a->to.ip))
+	if (!is_captured(a->to.ip)) {
+		count_connection(NULL, OUTCOME_PASS_THROUGH);
 		return ALLOW;
+	}
 	if (!listener_alive(a)) {
 		count(COUNTER_CONNECT_REFUSED_NO_LISTENER);
+		count_connection(NULL, OUTCOME_NO_LISTENER);
 		return refuse(ECONNREFUSED);
 	}
 	o = bpf_sk_storage_get(&original_destination, a->socket, 0, BPF_SK_STORAGE_GET_F_CREATE);

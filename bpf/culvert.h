@@ -13,11 +13,14 @@
 #include <linux/in.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "counters.h"
 
 #define AF_INET 2
 #define AF_INET6 10
 
 #define HBONE_PORT 15008
+/* SO_PRIORITY, which every process may set, of the tunnel's socket when the client is a pod of this node. */
+#define SAME_NODE_PRIORITY 1
 /* 256 virtual ports, 15104 to 15359: with one alone, a pod with few ephemeral ports runs out of them. */
 #define VIRTUAL_PORT_BASE 0x3b00
 #define VIRTUAL_PORT_MASK 0xff
@@ -104,7 +107,8 @@ enum delivery_end {
 };
 
 struct delivery_value {
-	__u32 other_port;
+	__u16 other_port;
+	__u16 same_node; /* for the counters alone; 0 in entries of older programs */
 	__u32 open; /* enum delivery_end; counted in the entry of the application's port only */
 };
 
@@ -162,32 +166,6 @@ struct refusal_limit {
 	__u64 refilled;
 	__u64 tokens;
 	__u64 suppressed;
-};
-
-enum counter {
-	COUNTER_CONNECT_REDIRECTED,
-	COUNTER_CONNECT_EXEMPT,
-	COUNTER_CONNECT_REFUSED_NO_LISTENER,
-	COUNTER_REDIRECT_STEERED,
-	COUNTER_REDIRECT_REFUSED_NO_LISTENER,
-	COUNTER_REDIRECT_ACCEPTED,
-	COUNTER_HBONE_STEERED,
-	COUNTER_HBONE_REFUSED_NO_LISTENER,
-	COUNTER_STRICT_REFUSED,
-	COUNTER_STRICT_REFUSED_NO_MODE,
-	COUNTER_PLAINTEXT_ACCEPTED,
-	COUNTER_DELIVERY_STARTED,
-	COUNTER_DELIVERY_CONFLICT,
-	COUNTER_DELIVERY_REFUSED,
-	COUNTER_DELIVERY_ENDED,
-	COUNTER_SPOOFED_DELIVERY_DROPPED,
-	COUNTER_SPOOFED_SOURCE_DROPPED,
-	COUNTER_UNREADABLE_DROPPED,
-	COUNTER_PROBE_ACCEPTED,
-	COUNTER_PROBE_NOT_EXEMPTED,
-	COUNTER_STRICT_ANSWER_DROPPED,
-	COUNTER_MAX,
-	COUNTER_ROOM = 64, /* of the map, which must not change its size with every new counter */
 };
 
 #define MAP(name, kind, k, v, size, opts)                                                                              \
@@ -336,6 +314,12 @@ static __always_inline __u32 *mode_of(__u64 cookie, __u16 port)
 		return mode;
 	k.port = 0;
 	return bpf_map_lookup_elem(&modes, &k);
+}
+
+/* mode is what mode_of tells, NULL included; no number of a mode has more bits than STRICT's. */
+static __always_inline void count_connection(__u32 *mode, enum outcome outcome)
+{
+	count(COUNTER_CONNECTIONS + (mode ? *mode & MODE_STRICT : MODE_UNSET) * OUTCOME_ROOM + outcome);
 }
 
 static __always_inline bool lets_plaintext_in(__u32 mode)

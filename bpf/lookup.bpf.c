@@ -69,6 +69,7 @@ static __always_inline int steer(struct bpf_sk_lookup *ctx, __u32 slot, __u32 co
 
 	if (!l) {
 		count(missed);
+		count_connection(NULL, OUTCOME_NO_LISTENER);
 		return SK_DROP;
 	}
 	err = bpf_sk_assign(ctx, l, 0);
@@ -79,10 +80,8 @@ static __always_inline int steer(struct bpf_sk_lookup *ctx, __u32 slot, __u32 co
 	return SK_PASS;
 }
 
-static __always_inline bool is_strict(__u16 port)
+static __always_inline bool is_strict(__u32 *mode)
 {
-	__u32 *mode = mode_of(COOKIE, port);
-
 	if (!mode) {
 		count(COUNTER_STRICT_REFUSED_NO_MODE);
 		return true;
@@ -147,13 +146,14 @@ static __always_inline bool take_token(struct refusal_limit *l)
 	return true;
 }
 
-static __always_inline void report(struct arrival *a)
+static __always_inline void report(struct arrival *a, __u32 *mode)
 {
 	__u32 zero = 0;
 	struct refusal_limit *l = bpf_map_lookup_elem(&refusal_limits, &zero);
 	struct refusal r = {.cookie = COOKIE};
 
 	count(COUNTER_STRICT_REFUSED);
+	count_connection(mode, OUTCOME_PLAINTEXT_REFUSED);
 	if (!l)
 		return;
 	if (!take_token(l)) {
@@ -175,6 +175,7 @@ SEC("sk_lookup")
 int culvert_lookup(struct bpf_sk_lookup *ctx)
 {
 	struct arrival a = {};
+	__u32 *mode;
 
 	if (ctx->protocol != IPPROTO_TCP)
 		return SK_PASS;
@@ -187,9 +188,10 @@ int culvert_lookup(struct bpf_sk_lookup *ctx)
 	if (a.local_port == HBONE_PORT)
 		return steer(ctx, a.v6 ? LISTENER_HBONE6 : LISTENER_HBONE4, COUNTER_HBONE_STEERED,
 			     COUNTER_HBONE_REFUSED_NO_LISTENER);
-	if (!is_strict(a.local_port) || is_delivery(&a) || is_probe(&a))
+	mode = mode_of(COOKIE, a.local_port);
+	if (!is_strict(mode) || is_delivery(&a) || is_probe(&a))
 		return SK_PASS;
-	report(&a);
+	report(&a, mode);
 	return SK_DROP;
 }
 

@@ -5,6 +5,7 @@
 #include "culvert.h"
 
 const enum counter *counter_type __attribute__((unused));
+const enum outcome *outcome_type __attribute__((unused));
 const enum mode *mode_type __attribute__((unused));
 const enum listener_slot *listener_slot_type __attribute__((unused));
 const enum workload_flag *workload_flag_type __attribute__((unused));

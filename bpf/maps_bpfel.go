@@ -38,6 +38,7 @@ const (
 	MapsCounterCOUNTER_PROBE_NOT_EXEMPTED           MapsCounter = 19
 	MapsCounterCOUNTER_STRICT_ANSWER_DROPPED        MapsCounter = 20
 	MapsCounterCOUNTER_MAX                          MapsCounter = 21
+	MapsCounterCOUNTER_CONNECTIONS                  MapsCounter = 32
 	MapsCounterCOUNTER_ROOM                         MapsCounter = 64
 )
 
@@ -66,7 +67,8 @@ type MapsDeliveryKey struct {
 
 type MapsDeliveryValue struct {
 	_         structs.HostLayout
-	OtherPort uint32
+	OtherPort uint16
+	SameNode  uint16
 	Open      uint32
 }
 
@@ -108,6 +110,20 @@ type MapsModeKey struct {
 	Port   uint16
 	Pad    [3]uint16
 }
+
+type MapsOutcome uint32
+
+const (
+	MapsOutcomeOUTCOME_MTLS               MapsOutcome = 0
+	MapsOutcomeOUTCOME_SAME_NODE          MapsOutcome = 1
+	MapsOutcomeOUTCOME_PLAINTEXT_ACCEPTED MapsOutcome = 2
+	MapsOutcomeOUTCOME_PLAINTEXT_REFUSED  MapsOutcome = 3
+	MapsOutcomeOUTCOME_PROBE_EXEMPTED     MapsOutcome = 4
+	MapsOutcomeOUTCOME_PASS_THROUGH       MapsOutcome = 5
+	MapsOutcomeOUTCOME_NO_LISTENER        MapsOutcome = 6
+	MapsOutcomeOUTCOME_MAX                MapsOutcome = 7
+	MapsOutcomeOUTCOME_ROOM               MapsOutcome = 8
+)
 
 type MapsPlaintextKey struct {
 	_      structs.HostLayout
@@ -220,6 +236,7 @@ const (
 	MapsVarCounterType         = "counter_type"
 	MapsVarListenerSlotType    = "listener_slot_type"
 	MapsVarModeType            = "mode_type"
+	MapsVarOutcomeType         = "outcome_type"
 	MapsVarProbeStateType      = "probe_state_type"
 	MapsVarRefusalType         = "refusal_type"
 	MapsVarWorkloadFlagType    = "workload_flag_type"
@@ -300,6 +317,7 @@ type MapsVariableSpecs struct {
 	CounterType      *ebpf.VariableSpec `ebpf:"counter_type"`
 	ListenerSlotType *ebpf.VariableSpec `ebpf:"listener_slot_type"`
 	ModeType         *ebpf.VariableSpec `ebpf:"mode_type"`
+	OutcomeType      *ebpf.VariableSpec `ebpf:"outcome_type"`
 	ProbeStateType   *ebpf.VariableSpec `ebpf:"probe_state_type"`
 	RefusalType      *ebpf.VariableSpec `ebpf:"refusal_type"`
 	WorkloadFlagType *ebpf.VariableSpec `ebpf:"workload_flag_type"`
@@ -375,6 +393,7 @@ type MapsVariables struct {
 	CounterType      *ebpf.Variable `ebpf:"counter_type"`
 	ListenerSlotType *ebpf.Variable `ebpf:"listener_slot_type"`
 	ModeType         *ebpf.Variable `ebpf:"mode_type"`
+	OutcomeType      *ebpf.Variable `ebpf:"outcome_type"`
 	ProbeStateType   *ebpf.Variable `ebpf:"probe_state_type"`
 	RefusalType      *ebpf.Variable `ebpf:"refusal_type"`
 	WorkloadFlagType *ebpf.Variable `ebpf:"workload_flag_type"`

@@ -4,7 +4,7 @@
 /*
  * Follows connections of workloads: carries the original destination from the connecting socket to the accepted one,
  * takes the entries of a delivery away when both its ends are closed and the entry of a probe when the kubelet's is, and
- * counts plaintext that came in. Decides nothing.
+ * counts what came in, by mode and outcome. Decides nothing.
  *
  * On a miss: an unknown network namespace (workloads) is left alone. An accepted socket of a virtual port without an
  * entry (redirects) gets no original destination, and the tunnel resets it. A connection that is neither redirected,
@@ -63,7 +63,7 @@ static __always_inline void delivery_of(struct ends *e, struct delivery_key *k)
 	k->local_port = e->local_port;
 }
 
-static __always_inline bool accepted_delivery(struct bpf_sock_ops *ctx, struct ends *e)
+static __always_inline struct delivery_value *accepted_delivery(struct bpf_sock_ops *ctx, struct ends *e)
 {
 	struct delivery_value *v;
 	struct delivery_key k;
@@ -71,10 +71,10 @@ static __always_inline bool accepted_delivery(struct bpf_sock_ops *ctx, struct e
 	delivery_of(e, &k);
 	v = bpf_map_lookup_elem(&deliveries, &k);
 	if (!v)
-		return false;
+		return NULL;
 	__sync_fetch_and_or(&v->open, DELIVERY_APPLICATION);
 	watch_state(ctx);
-	return true;
+	return v;
 }
 
 /* A probe that was over before its last packet came here has no entry any more, and counts as plaintext. */
@@ -112,13 +112,23 @@ static __always_inline void accepted_plaintext(struct bpf_sock *sk, struct ends 
 static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct ends *e,
 				     struct workload *w)
 {
+	enum outcome outcome = OUTCOME_PLAINTEXT_ACCEPTED;
+	struct delivery_value *delivered;
+
 	if (accepted_redirect(sk, e))
 		return;
 	if (same_ip(e->local, e->remote) || is_loopback(e->remote) || is_own(w, e->remote))
 		return;
-	if (e->local_port == HBONE_PORT || accepted_delivery(ctx, e) || accepted_probe(e))
+	if (e->local_port == HBONE_PORT)
 		return;
-	accepted_plaintext(sk, e);
+	delivered = accepted_delivery(ctx, e);
+	if (delivered)
+		outcome = delivered->same_node ? OUTCOME_SAME_NODE : OUTCOME_MTLS;
+	else if (accepted_probe(e))
+		outcome = OUTCOME_PROBE_EXEMPTED;
+	else
+		accepted_plaintext(sk, e);
+	count_connection(mode_of(e->cookie, e->local_port), outcome);
 }
 
 /* Only sockets of a delivery are watched: the tunnel's own, which remembers it, and the application's. */

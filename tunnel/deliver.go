@@ -50,6 +50,11 @@ func (d *deliveries) release(key delivery) {
 // deliver connects to the application on pod's port, as client. The client's port is a wish: a port that
 // is taken, or 0, is replaced by a random one. release must be called once the connection has ended.
 func (t *tunnel) deliver(ctx context.Context, w *workload, pod netip.Addr, port uint16, client netip.AddrPort) (c *net.TCPConn, release func(), err error) {
+	return t.deliverAs(ctx, w, pod, port, client, func(int) {})
+}
+
+// deliverAs has mark see the socket before it is connected.
+func (t *tunnel) deliverAs(ctx context.Context, w *workload, pod netip.Addr, port uint16, client netip.AddrPort, mark func(fd int)) (c *net.TCPConn, release func(), err error) {
 	if client.Port() == 0 {
 		client = randomPort(client)
 	}
@@ -57,7 +62,7 @@ func (t *tunnel) deliver(ctx context.Context, w *workload, pod netip.Addr, port 
 	for range deliverAttempts + 1 {
 		key := delivery{workload: w.id, port: port, client: client}
 		if t.deliveries.claim(key) {
-			c, err = t.deliverOnce(ctx, w, pod, port, client)
+			c, err = t.deliverOnce(ctx, w, pod, port, client, mark)
 			if err == nil {
 				return c, sync.OnceFunc(func() { t.deliveries.release(key) }), nil
 			}
@@ -71,14 +76,18 @@ func (t *tunnel) deliver(ctx context.Context, w *workload, pod netip.Addr, port 
 	return nil, nil, fmt.Errorf("deliver to port %d of %s: %w", port, w.spec.Load().name, err)
 }
 
-func (t *tunnel) deliverOnce(ctx context.Context, w *workload, pod netip.Addr, port uint16, client netip.AddrPort) (*net.TCPConn, error) {
+func (t *tunnel) deliverOnce(ctx context.Context, w *workload, pod netip.Addr, port uint16, client netip.AddrPort, mark func(fd int)) (*net.TCPConn, error) {
 	f, err := w.reserve(pod).get(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
 	app := netip.AddrPortFrom(pod, port)
-	if err := onSocket(f, func(fd int) error { return t.Redirection.Deliver(fd, app) }); err != nil {
+	err = onSocket(f, func(fd int) error {
+		mark(fd)
+		return t.Redirection.Deliver(fd, app)
+	})
+	if err != nil {
 		return nil, err
 	}
 	return connectSocket(ctx, f, client)

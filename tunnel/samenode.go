@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/culvert-mesh/culvert/tunnel/control"
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
 )
@@ -40,7 +42,16 @@ func (t *tunnel) deliverSameNode(s *spec, e endpoint, r *record) (*net.TCPConn, 
 	}
 	r.destination.workload = to.name
 	r.mode = to.forPort(e.address.Port()).name()
-	return t.deliver(t.hard, target, e.address.Addr(), e.address.Port(), r.source.address)
+	return t.deliverAs(t.hard, target, e.address.Addr(), e.address.Port(), r.source.address, markSameNode)
+}
+
+// sameNodePriority is SAME_NODE_PRIORITY of the BPF programs.
+const sameNodePriority = 1
+
+// markSameNode tells the kernel that nothing of this delivery was encrypted. It counts by that and does nothing else, so a
+// mark that cannot be set costs nobody a connection.
+func markSameNode(fd int) {
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, sameNodePriority)
 }
 
 // checkPort says whether a workload takes mTLS on an address of its own.

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/culvert-mesh/culvert/bpf"
+	"github.com/culvert-mesh/culvert/policy"
 )
 
 // Refusals calls f for every reported refusal until the context ends. One at a time may run: readers share a buffer.
@@ -85,13 +86,67 @@ func counterNames() map[bpf.MapsCounter]string {
 func (d *Datapath) Counters() (map[string]uint64, error) {
 	counters := map[string]uint64{}
 	for i, name := range counterNames() {
-		var perCPU []uint64
-		if err := d.maps.Counters.Lookup(uint32(i), &perCPU); err != nil {
+		n, err := d.counter(uint32(i))
+		if err != nil {
 			return nil, fmt.Errorf("counter %s: %w", name, err)
 		}
-		for _, n := range perCPU {
-			counters[name] += n
-		}
+		counters[name] = n
 	}
 	return counters, nil
+}
+
+// counter adds up what all processors have counted.
+func (d *Datapath) counter(which uint32) (sum uint64, err error) {
+	var perCPU []uint64
+	if err := d.maps.Counters.Lookup(which, &perCPU); err != nil {
+		return 0, err
+	}
+	for _, n := range perCPU {
+		sum += n
+	}
+	return sum, nil
+}
+
+// ConnectionKind is what became of connections, and the mode of the ports that they were for. Unset: the port had none,
+// or no port of ours was meant.
+type ConnectionKind struct {
+	Mode    policy.Mode
+	Outcome string
+}
+
+// outcomeNames are those of connections that came in, and of those that no mode applies to.
+func outcomeNames() (inbound, modeless map[bpf.MapsOutcome]string) {
+	return map[bpf.MapsOutcome]string{
+			bpf.MapsOutcomeOUTCOME_MTLS:               "mtls",
+			bpf.MapsOutcomeOUTCOME_SAME_NODE:          "same_node",
+			bpf.MapsOutcomeOUTCOME_PLAINTEXT_ACCEPTED: "plaintext_accepted",
+			bpf.MapsOutcomeOUTCOME_PLAINTEXT_REFUSED:  "plaintext_refused",
+			bpf.MapsOutcomeOUTCOME_PROBE_EXEMPTED:     "probe_exempted",
+		}, map[bpf.MapsOutcome]string{
+			bpf.MapsOutcomeOUTCOME_PASS_THROUGH: "pass_through",
+			bpf.MapsOutcomeOUTCOME_NO_LISTENER:  "no_listener",
+		}
+}
+
+// Connections returns how many connections there were of each kind since the maps were made, none left out.
+func (d *Datapath) Connections() (map[ConnectionKind]uint64, error) {
+	connections := map[ConnectionKind]uint64{}
+	read := func(mode policy.Mode, outcomes map[bpf.MapsOutcome]string) error {
+		first := uint32(bpf.MapsCounterCOUNTER_CONNECTIONS) + uint32(mode)*uint32(bpf.MapsOutcomeOUTCOME_ROOM)
+		for i, name := range outcomes {
+			n, err := d.counter(first + uint32(i))
+			if err != nil {
+				return fmt.Errorf("counter of connections %s %s: %w", mode, name, err)
+			}
+			connections[ConnectionKind{mode, name}] = n
+		}
+		return nil
+	}
+	inbound, modeless := outcomeNames()
+	for _, mode := range []policy.Mode{policy.Unset, policy.Disable, policy.Permissive, policy.Strict} {
+		if err := read(mode, inbound); err != nil {
+			return nil, err
+		}
+	}
+	return connections, read(policy.Unset, modeless)
 }

@@ -25,7 +25,8 @@ var (
 	kernelEvents = counter("culvert_kernel_events_total",
 		"What the BPF programs of this node have counted since their maps were made.", "event")
 	connections = counter("culvert_connections_total",
-		"Connections of the node's enrolled pods as the kernel decided on them.", "outcome")
+		"Connections of the node's enrolled pods by the mode of the port and what became of them, as the kernel saw it.",
+		"mode", "outcome")
 	mapEntries    = gauge("culvert_map_entries", "Entries in a BPF map.", "map")
 	mapMaxEntries = gauge("culvert_map_max_entries", "Entries for which a BPF map has room.", "map")
 

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/agent/datapath"
+	"github.com/culvert-mesh/culvert/policy"
 )
 
 const (
@@ -20,6 +21,7 @@ const (
 // Kernel is what is read of the BPF maps.
 type Kernel interface {
 	Counters() (map[string]uint64, error)
+	Connections() (map[datapath.ConnectionKind]uint64, error)
 	Fill() ([]datapath.Fill, error)
 	Plaintext() ([]datapath.PlaintextCount, error)
 }
@@ -80,28 +82,23 @@ func (c *cached[T]) get(now time.Time, read func() (T, error)) (T, error) {
 	return c.value, c.err
 }
 
-// outcomes says which events of the kernel make up the values of culvert_connections_total.
-func outcomes() map[string][]string {
-	return map[string][]string{
-		"redirected":         {"redirect_accepted"},
-		"delivered":          {"delivery_started"},
-		"plaintext_accepted": {"plaintext_accepted"},
-		"plaintext_refused":  {"strict_refused", "strict_refused_no_mode"},
-		"probe_exempted":     {"probe_accepted"},
-		"no_listener":        {"connect_refused_no_listener", "redirect_refused_no_listener", "hbone_refused_no_listener"},
+// modeLabel is none where there is no mode.
+func modeLabel(m policy.Mode) string {
+	if m == policy.Unset {
+		return "none"
+	}
+	return m.String()
+}
+
+func collectConnections(out chan<- prometheus.Metric, all map[datapath.ConnectionKind]uint64) {
+	for kind, n := range all {
+		out <- connections.with(float64(n), modeLabel(kind.Mode), kind.Outcome)
 	}
 }
 
 func collectEvents(out chan<- prometheus.Metric, events map[string]uint64) {
 	for name, n := range events {
 		out <- kernelEvents.with(float64(n), name)
-	}
-	for outcome, parts := range outcomes() {
-		var n uint64
-		for _, p := range parts {
-			n += events[p]
-		}
-		out <- connections.with(float64(n), outcome)
 	}
 }
 

@@ -40,10 +40,11 @@ var _ prometheus.Collector = (*Metrics)(nil)
 
 // The values of the label part of culvert_scrape_errors_total.
 const (
-	partCounters  = "kernel_counters"
-	partMaps      = "kernel_maps"
-	partPlaintext = "kernel_plaintext"
-	partState     = "state"
+	partCounters    = "kernel_counters"
+	partConnections = "kernel_connections"
+	partMaps        = "kernel_maps"
+	partPlaintext   = "kernel_plaintext"
+	partState       = "state"
 )
 
 // New returns metrics that are not registered anywhere yet.
@@ -74,7 +75,7 @@ func New(s Sources) *Metrics {
 	for _, r := range reasons() {
 		m.failures.WithLabelValues(r)
 	}
-	for _, part := range []string{partCounters, partMaps, partPlaintext, partState} {
+	for _, part := range []string{partCounters, partConnections, partMaps, partPlaintext, partState} {
 		m.missing.WithLabelValues(part)
 	}
 	return m
@@ -161,6 +162,9 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	now := time.Now()
 	if events, err := m.sources.Kernel.Counters(); m.there(partCounters, err) {
 		collectEvents(out, events)
+	}
+	if all, err := m.sources.Kernel.Connections(); m.there(partConnections, err) {
+		collectConnections(out, all)
 	}
 	if fills, err := m.kernel.fills(now); m.there(partMaps, err) {
 		collectFills(out, fills)

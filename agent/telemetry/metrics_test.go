@@ -28,6 +28,7 @@ import (
 // node is a made-up one.
 type node struct {
 	counters  map[string]uint64
+	seen      map[datapath.ConnectionKind]uint64
 	fills     []datapath.Fill
 	plaintext []datapath.PlaintextCount
 	reads     int
@@ -38,7 +39,10 @@ type node struct {
 }
 
 func (n *node) Counters() (map[string]uint64, error) { return n.counters, n.err }
-func (n *node) Fill() ([]datapath.Fill, error)       { n.reads++; return n.fills, n.err }
+func (n *node) Connections() (map[datapath.ConnectionKind]uint64, error) {
+	return n.seen, n.err
+}
+func (n *node) Fill() ([]datapath.Fill, error) { n.reads++; return n.fills, n.err }
 func (n *node) Plaintext() ([]datapath.PlaintextCount, error) {
 	return n.plaintext, n.err
 }
@@ -109,8 +113,12 @@ func shop(t testing.TB) *node {
 			Peer: netip.MustParseAddr("10.0.0.9")}
 	}
 	return &node{
-		counters: map[string]uint64{"strict_refused": 3, "strict_refused_no_mode": 1, "plaintext_accepted": 9, "redirect_accepted": 4},
-		fills:    []datapath.Fill{{Map: "modes", Entries: 5, Max: 65536}},
+		counters: map[string]uint64{"strict_refused": 3, "strict_refused_no_mode": 1},
+		seen: map[datapath.ConnectionKind]uint64{
+			{Mode: policy.Strict, Outcome: "mtls"}: 4, {Mode: policy.Permissive, Outcome: "plaintext_accepted"}: 9, {Outcome: "pass_through"}: 2,
+			{Mode: policy.Disable, Outcome: "probe_exempted"}: 0,
+		},
+		fills: []datapath.Fill{{Map: "modes", Entries: 5, Max: 65536}},
 		plaintext: []datapath.PlaintextCount{peer(1, 9090, 0), peer(1, 9090, time.Minute), peer(1, 9090, plaintextWindow+time.Second),
 			peer(2, 80, 0), peer(77, 80, 0)},
 		svids: []identity.Status{
@@ -137,10 +145,10 @@ func TestScrapeShowsTheNode(t *testing.T) {
 	m.Unreported(12)
 	want(t, series(t, m), map[string]float64{
 		"culvert_kernel_events_total{event=strict_refused}":                          3,
-		"culvert_connections_total{outcome=plaintext_refused}":                       4,
-		"culvert_connections_total{outcome=plaintext_accepted}":                      9,
-		"culvert_connections_total{outcome=redirected}":                              4,
-		"culvert_connections_total{outcome=probe_exempted}":                          0,
+		"culvert_connections_total{mode=STRICT,outcome=mtls}":                        4,
+		"culvert_connections_total{mode=PERMISSIVE,outcome=plaintext_accepted}":      9,
+		"culvert_connections_total{mode=none,outcome=pass_through}":                  2,
+		"culvert_connections_total{mode=DISABLE,outcome=probe_exempted}":             0,
 		"culvert_map_entries{map=modes}":                                             5,
 		"culvert_map_max_entries{map=modes}":                                         65536,
 		"culvert_workload_mode{mode=STRICT,namespace=shop,pod=cart,port=default}":    1,
@@ -180,9 +188,9 @@ func TestLabelsOfWhatIsGoneDisappear(t *testing.T) {
 
 func TestKernelCountersGoOnInANewAgent(t *testing.T) {
 	n := shop(t)
-	const name = "culvert_connections_total{outcome=plaintext_accepted}"
+	const name = "culvert_connections_total{mode=permissive,outcome=plaintext_accepted}"
 	before := series(t, n.metrics())[name]
-	n.counters["plaintext_accepted"]++
+	n.seen[datapath.ConnectionKind{Mode: policy.Permissive, Outcome: "plaintext_accepted"}]++
 	if after := series(t, n.metrics())[name]; after != before+1 {
 		t.Errorf("%v after %v", after, before)
 	}

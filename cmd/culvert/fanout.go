@@ -99,8 +99,8 @@ func onEach[T any](ctx context.Context, nodes []agentNode, ask func(context.Cont
 			all[i].err = errors.New(node.trouble)
 			continue
 		}
+		places <- struct{}{}
 		asked.Go(func() {
-			places <- struct{}{}
 			defer func() { <-places }()
 			ctx, cancel := context.WithTimeoutCause(ctx, nodeTimeout, fmt.Errorf("agent of node %s: no answer within %s", node.name, nodeTimeout))
 			defer cancel()

@@ -285,5 +285,5 @@ func fullest(all []admin.MapStatus) string {
 
 // refused is how many connections were refused for what policies say.
 func refused(counters map[string]uint64) uint64 {
-	return counters["strict_refused"] + counters["strict_refused_no_mode"]
+	return counters["strict_refused"] // those of ports without a mode are among them
 }

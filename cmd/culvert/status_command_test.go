@@ -25,7 +25,7 @@ func exampleStatus(node string) *admin.Status {
 		Certificates: admin.CertificateStatus{Source: "istiod", Total: 5, NextExpiry: &expiry},
 		Kernel:       admin.KernelStatus{Release: "6.12.9"},
 		Maps:         []admin.MapStatus{{Name: "plaintext", Entries: 16384, MaxEntries: 16384, Recycles: true}, {Name: "modes", Entries: 600, MaxEntries: 65536}, {Name: "workloads", Entries: 96, MaxEntries: 4096}},
-		Counters:     map[string]uint64{"strict_refused": 3, "strict_refused_no_mode": 1, "plaintext_accepted": 99},
+		Counters:     map[string]uint64{"strict_refused": 4, "strict_refused_no_mode": 1, "plaintext_accepted": 99},
 		Problems:     []string{},
 	}
 }

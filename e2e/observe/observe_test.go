@@ -76,6 +76,7 @@ func TestDashboardsAndAlertsOnTheDemoUnderLoad(t *testing.T) {
 		}
 	})
 	stop()
+	t.Run("kernel and tunnels agree", func(t *testing.T) { checkCounts(t, p) })
 	t.Run("without tunnels", func(t *testing.T) {
 		m.Kill("tunnel")
 		want := []string{"CulvertAgentWithoutTunnel", "CulvertTunnelNotScraped"}
@@ -100,8 +101,8 @@ func authority(t *testing.T) target {
 	return target{job: "culvert-ca", address: strings.TrimPrefix(s.URL, "http://")}
 }
 
-// load has pods make requests until the returned function is called: with mTLS, on one node, in plaintext, and to where
-// nobody listens.
+// load has pods make requests until the returned function is called: with mTLS, on one node, in plaintext, to where nobody
+// listens, and to what the mesh does not know.
 func load(t *testing.T, m *demo.Mesh) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -117,6 +118,7 @@ func load(t *testing.T, m *demo.Mesh) (stop func()) {
 		{productpage, m.PodAddr(nginx, 4, 9090), 500 * time.Millisecond},
 		{legacyApp, m.PodAddr(productpage, 4, 9080), 3 * time.Second},
 		{nginx, m.PodAddr(productpage, 4, 9999), time.Second},
+		{nginx, netip.MustParseAddrPort("192.0.2.1:80"), time.Second}, // the nodes have no route to there
 	} {
 		running.Go(func() {
 			for ctx.Err() == nil {
@@ -253,6 +255,30 @@ func summary(p panel, found []series) string {
 		lines = append(lines, "  "+strings.Join(labels, " ")+" "+string(text))
 	}
 	return strings.Join(lines, "\n")
+}
+
+// checkCounts compares what the kernels have counted with what the tunnels say that they delivered.
+func checkCounts(t *testing.T, p *realPrometheus) {
+	sum := func(expr string) float64 {
+		found, err := p.query("sum(" + expr + ")")
+		if err != nil || len(found) != 1 {
+			return -1
+		}
+		return found[0].values[0]
+	}
+	for outcome, carried := range map[string]string{
+		"mtls": `direction="inbound", carried="mtls"`, "same_node": `direction="outbound", carried="same_node"`,
+	} {
+		waitFor(t, "as many connections in kernels and tunnels: "+outcome, 10*time.Second, func() bool {
+			kernel := sum(`culvert_connections_total{outcome="` + outcome + `"}`)
+			return kernel > 0 && kernel == sum(`culvert_tunnel_connections_total{outcome="established", `+carried+`}`)
+		})
+	}
+	for _, labels := range []string{`mode="PERMISSIVE", outcome="plaintext_accepted"`, `mode="STRICT", outcome="plaintext_refused"`, `mode="none", outcome="pass_through"`} {
+		if n := sum("culvert_connections_total{" + labels + "}"); n <= 0 {
+			t.Errorf("%s: %g connections", labels, n)
+		}
+	}
 }
 
 // checkNames compares the README with what was scraped of real processes.

@@ -84,6 +84,9 @@ type filled struct{}
 func (filled) Counters() (map[string]uint64, error) {
 	return map[string]uint64{"strict_refused": 1}, nil
 }
+func (filled) Connections() (map[datapath.ConnectionKind]uint64, error) {
+	return map[datapath.ConnectionKind]uint64{{Mode: policy.Strict, Outcome: "mtls"}: 1}, nil
+}
 func (filled) Fill() ([]datapath.Fill, error) { return []datapath.Fill{{Map: "modes", Max: 1}}, nil }
 func (filled) Plaintext() ([]datapath.PlaintextCount, error) {
 	var now unix.Timespec

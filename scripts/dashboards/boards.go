@@ -41,8 +41,9 @@ func node() board {
 					queries: one(`sum(max by (kind) (culvert_rejected_policies`+on+`))`, "")},
 			}},
 			{"Connections", []panel{
-				{kind: graph, title: "What the kernel decided", help: "redirected: sent by an enrolled pod through the tunnel; delivered: by the tunnel to one.",
-					unit: perSecond, width: 12, queries: one(`sum by (outcome) (rate(culvert_connections_total`+on+`[$__rate_interval]))`, "{{outcome}}")},
+				{kind: graph, title: "Connections by mode and outcome", help: "Seen by the kernel, by the mode of the port. same_node: both identities were checked, nothing left the node. " +
+					"pass_through: from an enrolled pod to what the mesh does not know. What there is none of is not shown.",
+					unit: perSecond, width: 12, queries: one(`sum by (mode, outcome) (rate(culvert_connections_total`+on+`[$__rate_interval])) > 0`, "{{mode}} {{outcome}}")},
 				{kind: graph, title: "What the tunnel carried", unit: perSecond, width: 12,
 					queries: one(`sum by (direction, carried, outcome) (rate(culvert_tunnel_connections_total`+on+`[$__rate_interval]))`, "{{direction}} {{carried}} {{outcome}}")},
 				{kind: graph, title: "TLS handshake", unit: seconds, width: 12, queries: quantiles("culvert_tunnel_handshake_seconds", on, "direction")},

@@ -3,9 +3,15 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 )
 
 func TestCommittedDashboardsAreWhatTheProgramMakes(t *testing.T) {
@@ -26,6 +32,56 @@ func TestCommittedDashboardsAreWhatTheProgramMakes(t *testing.T) {
 		if !bytes.Equal(got, text) {
 			t.Errorf("%s is not what is made now: go run ./scripts/dashboards", name)
 		}
+	}
+}
+
+func TestCommittedPrometheusRuleHasTheRules(t *testing.T) {
+	const dir = "../../daemonset/rules/"
+	rules, err := os.ReadFile(dir + "culvert.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	committed, err := os.ReadFile(dir + "prometheusrule.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(committed, prometheusRule(rules)) {
+		t.Error("prometheusrule.yaml is not what is made now: go run ./scripts/dashboards")
+	}
+	var plain map[string]any
+	var object struct {
+		Kind string
+		Spec map[string]any
+	}
+	if err := errors.Join(yaml.Unmarshal(rules, &plain), yaml.Unmarshal(committed, &object)); err != nil {
+		t.Fatal(err)
+	}
+	if object.Kind != "PrometheusRule" || len(plain) == 0 || !reflect.DeepEqual(object.Spec, plain) {
+		t.Error("prometheusrule.yaml says something else than culvert.yaml")
+	}
+}
+
+// A file that kustomize is not told of is not installed.
+func TestEveryDashboardIsInstalled(t *testing.T) {
+	text, err := os.ReadFile("../../daemonset/dashboards/kustomization.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var k struct {
+		ConfigMapGenerator []struct {
+			Files   []string
+			Options struct{ Labels map[string]string }
+		} `yaml:"configMapGenerator"`
+	}
+	if err := yaml.Unmarshal(text, &k); err != nil {
+		t.Fatal(err)
+	}
+	if len(k.ConfigMapGenerator) != 1 || k.ConfigMapGenerator[0].Options.Labels["grafana_dashboard"] != "1" {
+		t.Fatalf("want one ConfigMap that Grafana's sidecar finds: %+v", k)
+	}
+	want := slices.Sorted(maps.Keys(files()))
+	if got := k.ConfigMapGenerator[0].Files; !slices.Equal(got, want) {
+		t.Errorf("installs %v, want %v", got, want)
 	}
 }
 

@@ -70,7 +70,7 @@ func (b board) dashboard(uid string) object {
 	for _, v := range b.variables {
 		q := fmt.Sprintf("label_values(%s, %s)", v.metric, v.label)
 		variables = append(variables, object{
-			"name": v.name, "label": v.name, "type": "query", "datasource": datasource(), "query": q, "definition": q,
+			"name": v.name, "label": v.name, "type": "query", "datasource": datasource(), "query": q,
 			"refresh": 2, // whenever the time range changes
 			"sort":    1, // by name
 			"multi":   true, "includeAll": true, "allValue": ".*", "current": object{"text": "All", "value": "$__all"},
@@ -79,8 +79,11 @@ func (b board) dashboard(uid string) object {
 	return object{
 		"uid": uid, "title": b.title, "description": b.description, "tags": []string{"culvert"}, "schemaVersion": schema,
 		"editable": true, "refresh": "30s", "time": object{"from": "now-1h", "to": "now"},
-		"templating": object{"list": variables}, "panels": b.panels(),
-		"links": []object{{"type": "dashboards", "title": "Culvert", "tags": []string{"culvert"}, "asDropdown": true, "includeVars": true, "keepTime": true}},
+		"templating": object{"list": variables}, "annotations": object{"list": []object{}}, "panels": b.panels(),
+		"links": []object{{
+			"type": "dashboards", "title": "Culvert", "icon": "external link", "tooltip": "", "tags": []string{"culvert"},
+			"asDropdown": true, "includeVars": true, "keepTime": true, "targetBlank": false,
+		}},
 	}
 }
 
@@ -141,10 +144,13 @@ func (p panel) object(at object) object {
 	}
 	switch p.kind {
 	case graph:
-		o["options"] = object{"legend": object{"displayMode": "list", "placement": "bottom", "showLegend": true},
+		o["options"] = object{"legend": object{"calcs": []string{}, "displayMode": "list", "placement": "bottom", "showLegend": true},
 			"tooltip": object{"mode": "multi", "sort": "desc"}}
 	case stat:
-		o["options"] = object{"reduceOptions": object{"calcs": []string{"lastNotNull"}}, "colorMode": "value"}
+		o["options"] = object{
+			"reduceOptions": object{"calcs": []string{"lastNotNull"}}, "colorMode": "value", "graphMode": "none", // it is one value
+			"justifyMode": "auto", "textMode": "auto", "orientation": "auto",
+		}
 	case table:
 		o["transformations"] = []object{{"id": "organize", "options": object{"excludeByName": object{"Time": true}}}}
 	}

@@ -1,7 +1,8 @@
-// Dashboards writes the Grafana dashboards of daemonset/dashboards. A dashboard is a list of panels here; ids are what
-// they say, and all else that Grafana wants is the same everywhere.
+// Dashboards writes the Grafana dashboards of daemonset/dashboards, and daemonset/rules once more as the object that the
+// Prometheus operator takes. A dashboard is a list of panels here; ids are what they say, and all else that Grafana wants
+// is the same everywhere.
 //
-//	go run ./scripts/dashboards [-dir daemonset/dashboards]
+//	go run ./scripts/dashboards [-dir daemonset]
 package main
 
 import (
@@ -14,7 +15,7 @@ import (
 )
 
 func main() {
-	dir := flag.String("dir", "daemonset/dashboards", "folder that is written to")
+	dir := flag.String("dir", "daemonset", "folder of the manifests")
 	flag.Parse()
 	if err := write(*dir); err != nil {
 		fmt.Fprintln(os.Stderr, "dashboards:", err)
@@ -23,8 +24,17 @@ func main() {
 }
 
 func write(dir string) error {
+	all := map[string][]byte{}
 	for name, text := range files() {
-		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+		all[filepath.Join(dir, "dashboards", name)] = text
+	}
+	rules, err := os.ReadFile(filepath.Join(dir, "rules", "culvert.yaml"))
+	if err != nil {
+		return err
+	}
+	all[filepath.Join(dir, "rules", "prometheusrule.yaml")] = prometheusRule(rules)
+	for path, text := range all {
+		if err := os.WriteFile(path, text, 0o644); err != nil {
 			return err
 		}
 	}

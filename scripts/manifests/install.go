@@ -16,7 +16,7 @@ const (
 func kustomizations() []string {
 	return []string{
 		"daemonset", "daemonset/overlays/kind", "daemonset/overlays/production", "daemonset/overlays/istio-ca",
-		"daemonset/overlays/spire", "daemonset/crds",
+		"daemonset/overlays/spire", "daemonset/overlays/monitoring", "daemonset/crds",
 	}
 }
 

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The places of map counters. They are read by name and by number from outside, so none ever means something else. */
+#pragma once
+
+enum counter {
+	COUNTER_CONNECT_REDIRECTED,
+	COUNTER_CONNECT_EXEMPT,
+	COUNTER_CONNECT_REFUSED_NO_LISTENER,
+	COUNTER_REDIRECT_STEERED,
+	COUNTER_REDIRECT_REFUSED_NO_LISTENER,
+	COUNTER_REDIRECT_ACCEPTED,
+	COUNTER_HBONE_STEERED,
+	COUNTER_HBONE_REFUSED_NO_LISTENER,
+	COUNTER_STRICT_REFUSED,
+	COUNTER_STRICT_REFUSED_NO_MODE,
+	COUNTER_PLAINTEXT_ACCEPTED,
+	COUNTER_DELIVERY_STARTED,
+	COUNTER_DELIVERY_CONFLICT,
+	COUNTER_DELIVERY_REFUSED,
+	COUNTER_DELIVERY_ENDED,
+	COUNTER_SPOOFED_DELIVERY_DROPPED,
+	COUNTER_SPOOFED_SOURCE_DROPPED,
+	COUNTER_UNREADABLE_DROPPED,
+	COUNTER_PROBE_ACCEPTED,
+	COUNTER_PROBE_NOT_EXEMPTED,
+	COUNTER_STRICT_ANSWER_DROPPED,
+	COUNTER_MAX,
+	/* From here on: + mode * OUTCOME_ROOM + outcome. Below is room for more of the above. */
+	COUNTER_CONNECTIONS = 32,
+	COUNTER_ROOM = 64, /* of the map, which must not change its size with every new counter */
+};
+
+/* What became of a connection. Each is counted once, by the mode of the port that it was for. */
+enum outcome {
+	OUTCOME_MTLS,
+	OUTCOME_SAME_NODE,
+	OUTCOME_PLAINTEXT_ACCEPTED,
+	OUTCOME_PLAINTEXT_REFUSED,
+	OUTCOME_PROBE_EXEMPTED,
+	/* These two have no port of ours, and so no mode. */
+	OUTCOME_PASS_THROUGH,
+	OUTCOME_NO_LISTENER,
+	OUTCOME_MAX,
+	OUTCOME_ROOM = 8,
+};
