@@ -52,6 +52,8 @@ type Options struct {
 	ClusterDomain string // may be empty: cluster.local
 	Enroll        enroll.Options
 	Logger        *slog.Logger
+	// LogLevel is the Logger's, which root may change. May be nil: then nobody may.
+	LogLevel *slog.LevelVar
 
 	Locator Locator // may be nil: pods carry source.NetnsAnnotation
 	// Patience is how long what is enforced in a namespace stays when no pod is known that it belongs to: lists of pods

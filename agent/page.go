@@ -34,7 +34,7 @@ func (i inspector) Page(ctx context.Context) (nodepage.Page, error) {
 		snapshot, failed = a.snapshot, maps.Clone(a.unenrollable)
 		p.Agent.Synced = snapshot != nil
 		for s := range a.sessions {
-			p.Tunnels = append(p.Tunnels, nodepage.Tunnel{Connected: s.since})
+			p.Tunnels = append(p.Tunnels, a.tunnelOnPage(s))
 		}
 		enrolled = make(map[string]nodepage.Workload, len(a.byPod))
 		for ref, w := range a.byPod {
@@ -51,15 +51,23 @@ func (i inspector) Page(ctx context.Context) (nodepage.Page, error) {
 			p.Agent.Problems = append(p.Agent.Problems, problem.Object+": "+problem.Err.Error())
 		}
 	}
+	slices.SortFunc(p.Tunnels, func(a, b nodepage.Tunnel) int { return a.Connected.Compare(b.Connected) })
 	if s, ok := i.agent.Source.(staleness); ok {
-		for _, resource := range s.Stale() {
-			p.Agent.Problems = append(p.Agent.Problems, resource+" is not followed at present: what was known of it stays in force")
-		}
+		p.Agent.Stale = s.Stale()
 	}
 	p.Certificates = certificatesOnPage(i.agent.keeper)
 	p.Edges = edgesOnPage(i.agent.observer.memory.Edges(time.Time{}))
 	p.Refusals = refusalsOnPage(i.agent.observer.memory)
 	return p, nil
+}
+
+// tunnelOnPage runs on the loop.
+func (a *Agent) tunnelOnPage(s *session) nodepage.Tunnel {
+	t := nodepage.Tunnel{Version: s.version(), Connected: s.since, FlowsLost: s.lost.Load()}
+	if skewOf(a.Version, t.Version) != "" {
+		t.Problem = "not the agent’s version"
+	}
+	return t
 }
 
 // enrolledOnPage runs on the loop.

@@ -1,15 +1,18 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"os"
 	"sync/atomic"
 	"time"
 
+	"github.com/culvert-mesh/culvert/agent/admin"
 	"github.com/culvert-mesh/culvert/agent/datapath"
 	"github.com/culvert-mesh/culvert/tunnel/control"
 )
@@ -22,6 +25,8 @@ const (
 	outgoingBacklog = 4096
 	// maxWaiting bounds the sockets that wait for a tunnel to take them.
 	maxWaiting = 1 << 14
+	// maxBuild bounds what a tunnel may say of its version.
+	maxBuild = 64
 )
 
 // session is one connected tunnel. routes is the loop's.
@@ -35,9 +40,13 @@ type session struct {
 
 	waiting atomic.Int64 // sockets in the queue
 	since   time.Time
-	flowing atomic.Int64 // messages with flows that wait for the loop
+	flowing atomic.Int64  // messages with flows that wait for the loop
+	lost    atomic.Uint64 // flows that the tunnel had no room for
 
 	holds holdings // the loop's
+	// What it said of itself is the loop's, too. build is empty for a tunnel that is older than this.
+	build    string
+	logLevel slog.Level
 }
 
 // forgetRoutes drops what was asked for a workload that is gone: no tunnel forgets those one by one.
@@ -194,6 +203,7 @@ func (a *Agent) read(s *session) {
 			id, err := a.adopt(m.Holding)
 			a.post(func() { a.held(s, id, err) })
 		case *control.FromTunnel_Flows:
+			s.lost.Add(m.Flows.GetLost())
 			a.observer.take(s, m.Flows)
 		case *control.FromTunnel_Verified:
 			a.post(func() { a.verified(m.Verified) })
@@ -213,6 +223,10 @@ func (a *Agent) welcome(s *session, hello *control.Hello) {
 		s.conn.Close()
 		return
 	}
+	s.build, s.logLevel = buildOf(hello), slog.Level(hello.GetLogLevel())
+	if skew := skewOf(a.Version, s.version()); skew != "" {
+		a.log.Warn("versions differ", "reason", skew)
+	}
 	s.send(outgoing{message: a.welcomeMessage()})
 	for _, bundle := range a.keeper.Bundles() {
 		if !bundle.Empty() { // not known yet, while the tunnel may have them from an earlier agent
@@ -228,6 +242,15 @@ func (a *Agent) welcome(s *session, hello *control.Hello) {
 		a.announceTo(s, w)
 	}
 }
+
+// buildOf reads what anybody may have written who took a tunnel over.
+func buildOf(hello *control.Hello) string {
+	build := hello.GetBuild()
+	return text(build[:min(len(build), maxBuild)])
+}
+
+// version is the tunnel's, for people.
+func (s *session) version() string { return cmp.Or(s.build, admin.VersionUnknown) }
 
 func (a *Agent) announce(w *workload) {
 	for s := range a.sessions {

@@ -74,6 +74,10 @@ func (i inspector) Status(ctx context.Context, foreign bool) (*admin.Status, err
 	if err := fillKernel(ctx, status, i.agent.path, s.pods, foreign); err != nil {
 		return nil, err
 	}
+	status.Version = i.agent.Version
+	for n := range status.Tunnels {
+		status.Tunnels[n].Skew = skewOf(status.Version, status.Tunnels[n].Version)
+	}
 	status.Problems = append(status.Problems, problemsOf(status)...)
 	return status, nil
 }
@@ -112,7 +116,20 @@ func (a *Agent) standing() *standing {
 }
 
 // forPeople is the session as status shows it.
-func (s *session) forPeople() admin.TunnelStatus { return admin.TunnelStatus{ConnectedSince: s.since} }
+func (s *session) forPeople() admin.TunnelStatus {
+	return admin.TunnelStatus{Version: s.version(), ConnectedSince: s.since}
+}
+
+// skewOf says that agent and tunnel are not of one version, or "".
+func skewOf(agent, tunnel string) string {
+	switch {
+	case agent == tunnel || agent == "" || tunnel == "": // one of them has none
+		return ""
+	case tunnel == admin.VersionUnknown:
+		return fmt.Sprintf("the tunnel is of an older version than the agent, %s: an update is under way, or has stopped half-way", agent)
+	}
+	return fmt.Sprintf("the tunnel is Culvert %s, the agent %s: an update is under way, or has stopped half-way", tunnel, agent)
+}
 
 func firstOf[T any](all []T) []T { return all[:min(len(all), maxListed)] }
 

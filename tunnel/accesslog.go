@@ -29,13 +29,20 @@ func (r *record) attributes() []slog.Attr {
 		slog.String("direction", r.direction),
 		slog.String("source.workload", r.source.workload),
 		slog.String("source.identity", r.source.identity),
-		slog.String("source.addr", r.source.address.String()),
+		slog.String("source.addr", addressText(r.source.address)),
 		slog.String("destination.workload", r.destination.workload),
 		slog.String("destination.identity", r.destination.identity),
-		slog.String("destination.addr", r.destination.address.String()),
+		slog.String("destination.addr", addressText(r.destination.address)),
 		slog.String("carried", r.carried),
 		slog.String("policy", r.policy),
 	}
+}
+
+func addressText(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
 }
 
 // ambient are the names that Istio's ambient access log has for the same, and only what is known.
@@ -46,7 +53,9 @@ func (r *record) ambient() []slog.Attr {
 		attributes = append(attributes, slog.String("dst.hbone_addr", at.String()))
 		at = netip.AddrPortFrom(at.Addr(), hbonePort)
 	}
-	attributes = append(attributes, slog.String("dst.addr", at.String()))
+	if at.IsValid() {
+		attributes = append(attributes, slog.String("dst.addr", at.String()))
+	}
 	if r.mode != "" {
 		attributes = append(attributes, slog.String("mode", r.mode))
 	}
@@ -98,33 +107,32 @@ func (r *record) logComplete(stats hbone.Stats, flags, reason string) {
 	if reason != "" {
 		attributes = append(attributes, slog.String("error", reason), slog.String("reason", reason))
 	}
-	r.log("connection complete", attributes, suppressed)
+	r.log(slog.LevelInfo, "connection complete", attributes, suppressed)
 }
 
-// logRefused writes that the connection was not even tried.
-func (r *record) logRefused(flags, reason string) {
-	suppressed, ok := r.workload.noise.allow("connection refused", time.Now())
+// logRefused writes that the connection was turned away. Messages are constants of this package.
+func (r *record) logRefused(level slog.Level, message, flags, reason string, more []slog.Attr) {
+	suppressed, ok := r.workload.noise.allow(message, time.Now())
 	if !ok {
 		return
 	}
 	attributes := append(append(r.attributes(), slog.String("reason", reason), slog.String("response_flags", flags)), r.ambient()...)
-	r.log("connection refused", attributes, suppressed)
+	r.log(level, message, append(attributes, more...), suppressed)
 }
 
-func (r *record) log(message string, attributes []slog.Attr, suppressed uint64) {
+func (r *record) log(level slog.Level, message string, attributes []slog.Attr, suppressed uint64) {
 	if suppressed > 0 {
 		attributes = append(attributes, slog.Uint64("suppressed", suppressed))
 	}
-	r.tunnel.log.LogAttrs(context.Background(), slog.LevelInfo, message, attributes...)
+	r.tunnel.log.LogAttrs(context.Background(), level, message, attributes...)
 }
+
 func logHandshake(log *slog.Logger, direction, source, destination string, p *proof, peer net.Addr) {
 	log.Debug("TLS handshake complete", "direction", direction, "source", source, "destination", destination,
 		"tls_version", tls.VersionName(p.version), "cipher", tls.CipherSuiteName(p.cipher), "peer", peer.String())
 }
 
-const (
-	noisePerSecond = 10
-)
+const noisePerSecond = 10
 
 // noise limits the lines that an outsider can cause, per kind of line, and says how many it left out.
 type noise struct {
@@ -171,4 +179,32 @@ func (n *noise) allow(kind string, now time.Time) (suppressed uint64, ok bool) {
 	k.count++
 	suppressed, k.suppressed = k.suppressed, 0
 	return suppressed, true
+}
+
+// leftOut returns how many lines of which kind no line has told of yet, and will not soon.
+func (n *noise) leftOut(now time.Time) map[string]uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := map[string]uint64{}
+	for kind, k := range n.kinds {
+		if k.suppressed > 0 && k.second != now.Unix() {
+			all[kind], k.suppressed = k.suppressed, 0
+		}
+	}
+	return all
+}
+
+// tellLeftOut writes what is left when a flood has ended: no line comes after it that would tell.
+func (t *tunnel) tellLeftOut(now time.Time) {
+	tell := func(n *noise, more ...any) {
+		for kind, count := range n.leftOut(now) {
+			t.log.Info("log lines left out", append(more, "like", kind, "suppressed", count)...)
+		}
+	}
+	tell(&t.noise)
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, w := range t.workloads {
+		tell(&w.noise, "workload", w.spec.Load().name)
+	}
 }

@@ -56,7 +56,8 @@ type node struct {
 	path        string
 	redirection *fakeRedirection
 	logs        *syncBuffer
-	tunnel      *tunnel // as started last
+	level       slog.LevelVar // of logs
+	tunnel      *tunnel       // as started last
 	stop        func() error
 
 	agent    *fakeAgent
@@ -89,7 +90,7 @@ func (s *syncBuffer) String() string {
 }
 
 func newNode(t *testing.T, ca *authority) *node {
-	return &node{
+	n := &node{
 		t: t, path: filepath.Join(t.TempDir(), "control.sock"), logs: &syncBuffer{},
 		redirection: &fakeRedirection{destinations: map[netip.AddrPort]netip.AddrPort{}},
 		routes:      map[netip.AddrPort]*control.Route{}, files: map[int][]*os.File{},
@@ -98,6 +99,8 @@ func newNode(t *testing.T, ca *authority) *node {
 			ca.bundle(),
 		},
 	}
+	n.level.Set(slog.LevelDebug)
+	return n
 }
 
 // pod announces a workload with an HBONE listener and an outbound listener whose address is returned.
@@ -150,7 +153,8 @@ func (n *node) start() {
 	n.tunnel = newTunnel(ctx, hard, Options{
 		ControlPath: n.path, DrainTimeout: 100 * time.Millisecond, AgentGrace: time.Second, SameNode: n.sameNode,
 		Redirection: n.redirection,
-		Logger:      slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger:      slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: &n.level})), LogLevel: &n.level,
+		Version: "v1.2.3",
 	})
 	done := make(chan struct{})
 	go func() {

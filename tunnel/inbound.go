@@ -16,6 +16,8 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/telemetry"
 )
 
+const connectRefused = "CONNECT refused"
+
 // inbound serves one HBONE connection to a pod of this node.
 func (t *tunnel) inbound(w *workload, tcp *net.TCPConn) {
 	s := w.spec.Load()
@@ -24,7 +26,7 @@ func (t *tunnel) inbound(w *workload, tcp *net.TCPConn) {
 	conn, err := t.serverHandshake(w, s, tcp, in)
 	<-w.handshakes
 	if err != nil {
-		if t.noise.log(t.log, slog.LevelWarn, "inbound HBONE connection refused",
+		if w.noise.log(t.log, slog.LevelWarn, "inbound HBONE connection refused",
 			"workload", s.name, "source.addr", peer.String(), "error", err) {
 			in.record(s, peer, "").tell(hbone.Stats{}, telemetry.FlagsFailed, err.Error())
 		}
@@ -35,7 +37,7 @@ func (t *tunnel) inbound(w *workload, tcp *net.TCPConn) {
 		defer func() { <-w.peers }()
 	default:
 		_ = conn.Close()
-		t.noise.log(t.log, slog.LevelWarn, "inbound HBONE connection refused: too many at once", "workload", s.name, "source.addr", peer.String())
+		w.noise.log(t.log, slog.LevelWarn, "inbound HBONE connection refused: too many at once", "workload", s.name, "source.addr", peer.String())
 		return
 	}
 	close(in.ready)
@@ -54,7 +56,7 @@ func (t *tunnel) awaitEnd(w *workload, conn *hbone.Conn, p *proof) bool {
 	for {
 		narrowed := t.ids.narrowed()
 		if err := t.ids.stands(p); err != nil {
-			t.noise.log(t.log, slog.LevelInfo, "inbound HBONE connection takes no more streams", "workload", w.spec.Load().name,
+			w.noise.log(t.log, slog.LevelInfo, "inbound HBONE connection takes no more streams", "workload", w.spec.Load().name,
 				"source.identity", p.peer.String(), "reason", err)
 			return true
 		}
@@ -114,20 +116,18 @@ func (c *inboundConn) serve(ctx context.Context, request *hbone.Request) {
 	r.carried = carriedMTLS
 	if err := t.ids.stands(&c.proof); err != nil {
 		_ = request.Decline()
-		t.noise.log(t.log, slog.LevelWarn, "CONNECT declined", "reason", err, "authority", request.Authority,
+		c.workload.noise.log(t.log, slog.LevelWarn, "CONNECT declined", "reason", err, "authority", clip(request.Authority),
 			"source.identity", r.source.identity, "source.addr", c.peer.String(), "destination.workload", s.name)
 		return
 	}
 	port, status, reason := c.admit(s, request, r)
 	if status != http.StatusOK {
-		t.noise.log(t.log, slog.LevelWarn, "CONNECT refused", "status", status, "reason", reason, "authority", request.Authority,
-			"source.identity", r.source.identity, "source.addr", c.peer.String(), "destination.workload", s.name, "policy", r.policy)
 		_ = request.Refuse(status)
 		flags := telemetry.FlagsFailed
 		if status == http.StatusUnauthorized {
 			flags = telemetry.FlagsDenied
 		}
-		r.failed(flags, reason)
+		r.turnedAway(slog.LevelWarn, connectRefused, flags, reason, slog.Int("status", status), slog.String("authority", clip(request.Authority)))
 		return
 	}
 	deliverCtx, cancel := context.WithTimeout(ctx, connectTimeout)
@@ -135,9 +135,8 @@ func (c *inboundConn) serve(ctx context.Context, request *hbone.Request) {
 	cancel()
 	if err != nil {
 		_ = request.Refuse(http.StatusServiceUnavailable)
-		t.noise.log(t.log, slog.LevelWarn, "CONNECT refused", "status", http.StatusServiceUnavailable, "reason", "application cannot be reached",
-			"source.identity", r.source.identity, "source.addr", c.peer.String(), "destination.workload", s.name, "error", err)
-		r.failed(telemetry.FlagsFailed, err.Error())
+		r.turnedAway(slog.LevelWarn, connectRefused, telemetry.FlagsFailed, "application cannot be reached: "+err.Error(),
+			slog.Int("status", http.StatusServiceUnavailable))
 		return
 	}
 	defer release()

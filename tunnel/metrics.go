@@ -15,7 +15,7 @@ import (
 
 const trafficSweep = time.Minute
 
-// sweepTraffic drops what was counted of workloads that are gone.
+// sweepTraffic drops what was counted of workloads that are gone, and has the log tell what it left out.
 func (t *tunnel) sweepTraffic(ctx context.Context) {
 	tick := time.NewTicker(trafficSweep)
 	defer tick.Stop()
@@ -26,6 +26,7 @@ func (t *tunnel) sweepTraffic(ctx context.Context) {
 		case now := <-tick.C:
 			present := t.present()
 			t.Metrics.Traffic.Sweep(now, func(principal string) bool { return present[principal] })
+			t.tellLeftOut(now)
 		}
 	}
 }

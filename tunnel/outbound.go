@@ -33,9 +33,8 @@ func (t *tunnel) outbound(w *workload, app *net.TCPConn) {
 	destination, err := t.Redirection.OriginalDestination(app, s.addresses)
 	if err != nil {
 		reset(app)
-		r.failed(telemetry.FlagsNoRoute, "original destination unknown")
-		t.noise.log(t.log, slog.LevelWarn, "connection reset: original destination unknown",
-			"workload", s.name, "source.addr", client.String(), "error", err)
+		r.turnedAway(slog.LevelWarn, "connection reset: original destination unknown", telemetry.FlagsNoRoute,
+			"original destination unknown", slog.Any("error", err))
 		return
 	}
 	destination = netip.AddrPortFrom(destination.Addr().Unmap(), destination.Port())
@@ -43,9 +42,7 @@ func (t *tunnel) outbound(w *workload, app *net.TCPConn) {
 	route, err := w.routes.lookup(t.hard, destination)
 	if err != nil {
 		reset(app)
-		r.failed(telemetry.FlagsNoRoute, err.Error())
-		t.noise.log(t.log, slog.LevelWarn, "connection reset: no route",
-			"source.workload", s.name, "source.addr", client.String(), "destination.addr", destination.String(), "error", err)
+		r.turnedAway(slog.LevelWarn, "connection reset: no route", telemetry.FlagsNoRoute, err.Error())
 		return
 	}
 	e := route.pick()

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -47,7 +48,7 @@ func (p party) labels() telemetry.Party {
 	return telemetry.Party{Namespace: namespace}
 }
 
-// record is one connection as logs, metrics and the agent are told of it: one of complete, refused and failed ends it,
+// record is one connection as logs, metrics and the agent are told of it: one of complete, refused and turnedAway ends it,
 // before which open may be called. What stands above mu does not change once it is open.
 type record struct {
 	tunnel      *tunnel
@@ -148,14 +149,13 @@ func (r *record) notMade(err error) string {
 
 // refused tells that policy forbids the connection, or that nobody is there.
 func (r *record) refused(flags, reason string) {
-	r.countFailure(flags)
-	r.logRefused(flags, reason)
-	r.tell(hbone.Stats{}, flags, reason)
+	r.turnedAway(slog.LevelInfo, "connection refused", flags, reason)
 }
 
-// failed tells of a connection about which somebody else writes the log.
-func (r *record) failed(flags, reason string) {
+// turnedAway tells of a connection that was not even tried, or of which the other side is told why not.
+func (r *record) turnedAway(level slog.Level, message, flags, reason string, more ...slog.Attr) {
 	r.countFailure(flags)
+	r.logRefused(level, message, flags, reason, more)
 	r.tell(hbone.Stats{}, flags, reason)
 }
 

@@ -249,6 +249,44 @@ func TestAccessLogSampling(t *testing.T) {
 	}
 }
 
+// TestEndOfAFloodIsTold: also when no line comes after it.
+func TestEndOfAFloodIsTold(t *testing.T) {
+	r, logs := bare(nil)
+	r.workload.spec.Store(&spec{name: "shop/till"})
+	r.tunnel.workloads = map[uint64]*workload{1: r.workload}
+	start := time.Now()
+	for range noisePerSecond + 7 {
+		r.workload.noise.allow("connection refused", start)
+	}
+	r.tunnel.tellLeftOut(start)
+	if logs.String() != "" {
+		t.Errorf("told while it lasts: %s", logs)
+	}
+	for range 2 { // the second time there is nothing left
+		r.tunnel.tellLeftOut(start.Add(time.Minute))
+	}
+	if got := strings.Count(logs.String(), `msg="log lines left out" workload=shop/till like="connection refused" suppressed=7`); got != 1 {
+		t.Errorf("told %d times: %s", got, logs)
+	}
+}
+
+// TestFloodHidesNoOther: the lines of one workload are not left out for those of another one.
+func TestFloodHidesNoOther(t *testing.T) {
+	r, logs := bare(nil)
+	other, _ := bare(nil)
+	for range 5 * noisePerSecond {
+		one := &record{tunnel: r.tunnel, workload: r.workload, direction: directionInbound, start: time.Now()}
+		one.turnedAway(slog.LevelWarn, connectRefused, "DENY", "flood")
+	}
+	one := &record{tunnel: r.tunnel, workload: other.workload, direction: directionInbound, start: time.Now(), policy: "shop/strict", mode: "DISABLE"}
+	one.turnedAway(slog.LevelWarn, connectRefused, "DENY", "the other", slog.Int("status", 401))
+	for _, want := range []string{`reason="the other"`, "response_flags=DENY", "policy=shop/strict", "mode=DISABLE", "status=401", "direction=inbound"} {
+		if !strings.Contains(logs.String(), want) {
+			t.Errorf("no %s in the log", want)
+		}
+	}
+}
+
 // TestPresent: the identities of this node, by which traffic is kept.
 func TestPresent(t *testing.T) {
 	tn := newTunnel(t.Context(), t.Context(), Options{})

@@ -68,6 +68,9 @@ type Options struct {
 	// Metrics is counted in when it is not nil.
 	Metrics   *telemetry.Metrics
 	AccessLog *AccessLog // nil logs every connection
+	Version   string     // of the program, which the agent is told
+	// LogLevel is the Logger's, which the agent may change. May be nil.
+	LogLevel *slog.LevelVar
 }
 
 // Stats are what Run counts. They may be read at any time and are at most a second old.
@@ -176,6 +179,9 @@ func newTunnel(soft, hard context.Context, options Options) *tunnel {
 	if t.Metrics == nil {
 		t.Metrics = telemetry.New()
 	}
+	if t.LogLevel == nil {
+		t.LogLevel = new(slog.LevelVar)
+	}
 	t.flows = newFlows(&t.Metrics.FlowsLost)
 	t.pool = newPool(hard, t.dialPool, t.ids.stands)
 	t.Metrics.Observe(t.gauges)
@@ -242,7 +248,7 @@ func (t *tunnel) accept(w *workload, kind control.ListenerKind, l *net.TCPListen
 		default:
 			reset(c)
 			t.Metrics.Connection(directionOf(kind), "none", telemetry.Failed)
-			t.noise.log(t.log, slog.LevelWarn, "connection reset: too many at once", "workload", w.spec.Load().name)
+			w.noise.log(t.log, slog.LevelWarn, "connection reset: too many at once", "workload", w.spec.Load().name)
 			continue
 		}
 		t.open.Go(func() { serve(w, c) })

@@ -62,7 +62,7 @@ func (t *tunnel) runSession(ctx context.Context, number uint64) (welcomed bool, 
 	s := &session{number: number, control: conn, outbox: make(chan *control.FromTunnel, outboxSize)}
 	holdings := t.holdings(time.Now())
 	hello := &control.FromTunnel{Message: &control.FromTunnel_Hello{
-		Hello: &control.Hello{Version: control.Version, Holdings: uint32(len(holdings))}}}
+		Hello: &control.Hello{Version: control.Version, Holdings: uint32(len(holdings)), Build: t.Version, LogLevel: int32(t.LogLevel.Level())}}}
 	if err := conn.Send(hello); err != nil {
 		cancel()
 		return false, errors.Join(err, conn.Close())
@@ -190,6 +190,8 @@ func (t *tunnel) handle(ctx context.Context, wg *sync.WaitGroup, s *session, m *
 		return t.refused(m.Refused)
 	case *control.FromAgent_Verify:
 		t.verify(ctx, wg, s, m.Verify)
+	case *control.FromAgent_LogLevel:
+		t.setLogLevel(slog.Level(m.LogLevel.GetLevel()))
 	}
 	return nil // of a later version
 }
@@ -214,6 +216,13 @@ func (t *tunnel) tellSession(connected bool) {
 	if t.OnSession != nil {
 		t.OnSession(connected)
 	}
+}
+
+func (t *tunnel) setLogLevel(level slog.Level) {
+	before := t.LogLevel.Level()
+	t.LogLevel.Set(min(before, level)) // else the line itself may be one too many
+	t.log.Info("log level changed", "from", before, "to", level)
+	t.LogLevel.Set(level)
 }
 
 func (t *tunnel) sockets(m *control.Sockets, files []*os.File) error {

@@ -34,6 +34,7 @@ type Node interface {
 	StatusNode
 	DescribeNode
 	CanNode
+	LogNode
 }
 
 // Answer is part of every answer. The server fills it in.

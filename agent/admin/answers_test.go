@@ -34,6 +34,10 @@ func (answers) Can(_ context.Context, q Question) (*Verdict, error) {
 	return &Verdict{From: q.From, To: q.To, Outcome: OutcomeMTLS, Tried: &Trial{Outcome: TrialReset}}, nil
 }
 
+func (answers) LogLevels(_ context.Context, change LogChange) (*LogLevels, error) {
+	return &LogLevels{Agent: change.Agent, Tunnels: []TunnelLevel{{Level: change.Tunnel}}}, nil
+}
+
 func TestAnswersComeBackAndAreSigned(t *testing.T) {
 	path := socket(t)
 	serve(t, path, answers{}, "v1")
@@ -50,6 +54,15 @@ func TestAnswersComeBackAndAreSigned(t *testing.T) {
 	v, err := c.Can(t.Context(), Question{From: Outside, To: "a/b"})
 	if err != nil || v.From != Outside || v.Version != "v1" || v.OK() {
 		t.Errorf("can: %+v, %v", v, err)
+	}
+	l, err := c.LogLevels(t.Context(), LogChange{Agent: "debug", Tunnel: "WARN"})
+	if err != nil || l.Agent != "debug" || l.Tunnels[0].Level != "WARN" || l.Version != "v1" {
+		t.Errorf("log levels: %+v, %v", l, err)
+	}
+	for _, change := range []LogChange{{Agent: "loud"}, {Tunnel: "-8"}, {Tunnel: "INFO+1"}} {
+		if _, err := c.LogLevels(t.Context(), change); err == nil || !strings.Contains(err.Error(), "want debug, info, warn, error") {
+			t.Errorf("%+v: %v", change, err)
+		}
 	}
 	for name, ask := range map[string]func() error{
 		"is not known; there are a/b": func() error { _, err := c.DescribePod(t.Context(), "a/c"); return err },

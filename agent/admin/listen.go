@@ -9,8 +9,9 @@ import (
 	"net"
 	"os"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
+
+	"github.com/culvert-mesh/culvert/agent/enroll/cni"
 )
 
 // Listener is the unix socket, for root alone.
@@ -89,7 +90,7 @@ func (r *rootOnly) Accept() (net.Conn, error) {
 			<-r.slots
 			return nil, err
 		}
-		uid, err := peerUID(conn)
+		uid, err := cni.PeerUID(conn)
 		if err == nil && uid == 0 {
 			return &slotConn{UnixConn: conn, slots: r.slots}, nil
 		}
@@ -98,23 +99,4 @@ func (r *rootOnly) Accept() (net.Conn, error) {
 		}
 		_ = conn.Close()
 	}
-}
-
-// peerUID returns the user that the other end ran as when it connected.
-func peerUID(c *net.UnixConn) (uint32, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return 0, err
-	}
-	if credErr != nil {
-		return 0, credErr
-	}
-	return cred.Uid, nil
 }

@@ -100,6 +100,7 @@ func newServer(node Node, version string, log *slog.Logger) http.Handler {
 	registerStatus(mux, s, node)
 	registerDescribe(mux, s, node)
 	registerCan(mux, s, node)
+	registerLogLevel(mux, s, node)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.write(w, http.StatusNotFound, failure{Error: fmt.Sprintf("no such call: %.100q", r.Method+" "+r.URL.Path)})
 	})

@@ -47,10 +47,14 @@ type SourceStatus struct {
 	RejectedCount int      `json:"rejectedCount"`
 }
 
+// VersionUnknown stands for the version of a tunnel that does not tell it.
+const VersionUnknown = "unknown"
+
 // TunnelStatus is one tunnel that is connected to the agent.
 type TunnelStatus struct {
-	Version        string    `json:"version,omitempty"` // empty: of an older tunnel, which does not tell
+	Version        string    `json:"version,omitempty"` // as it says itself; VersionUnknown: it is older than this field
 	ConnectedSince time.Time `json:"connectedSince,omitzero"`
+	Skew           string    `json:"skew,omitempty"` // from the agent's version, in words
 }
 
 // WorkloadStatus counts the node's pods.

@@ -57,8 +57,8 @@ func hostilePage() Page {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	return Page{
 		Node: hostile, Version: hostile, Time: now,
-		Agent:        Agent{Problems: []string{hostile}},
-		Tunnels:      []Tunnel{{Problem: hostile}},
+		Agent:        Agent{Problems: []string{hostile}, Stale: []string{hostile}},
+		Tunnels:      []Tunnel{{Version: hostile, Problem: hostile}},
 		Workloads:    []Workload{{Namespace: hostile, Pod: hostile, Why: hostile, Identity: hostile, Ports: []Port{{80, hostile, hostile}}}},
 		Certificates: []Certificate{{Identity: hostile, Source: hostile, Error: hostile, NotAfter: now.Add(time.Hour)}},
 		Edges:        []Edge{{From: hostile, To: hostile, Port: 80, Plaintext: 1, Refused: 1, MTLS: 1, SameNode: 1, Failed: 1}},

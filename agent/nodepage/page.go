@@ -34,16 +34,16 @@ type Page struct {
 type Agent struct {
 	Started time.Time `json:"started,omitzero"`
 	Synced  bool      `json:"synced"` // the cluster's state was read once
-	// Stale is for how long the cluster's state may have been outdated; zero while it is followed.
-	Stale    time.Duration `json:"staleNanoseconds"`
-	Problems []string      `json:"problems,omitempty"` // each one a sentence
+	// Stale says what of the cluster's state may be outdated, and since when; empty while all of it is followed.
+	Stale    []string `json:"stale,omitempty"`
+	Problems []string `json:"problems,omitempty"` // each one a sentence
 }
 
 // Tunnel is a connected tunnel; more than one while one takes over from another.
 type Tunnel struct {
-	PID       int       `json:"pid,omitempty"`
+	Version   string    `json:"version,omitempty"` // as it says itself
 	Connected time.Time `json:"connected,omitzero"`
-	FlowsLost uint64    `json:"flowsLost"` // which the agent was not told of
+	FlowsLost uint64    `json:"flowsLost"` // which it had no room for, and so did not tell the agent of
 	Problem   string    `json:"problem,omitempty"`
 }
 

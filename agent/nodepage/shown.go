@@ -61,7 +61,7 @@ func show(p *Page, filter string) shown {
 	s.Certificates = cut(s.Certificates, maxCertificates)
 	s.Edges = cut(s.Edges, maxConnections)
 	s.Refusals = cut(s.Refusals, maxRefusals)
-	s.Agent.Problems = cut(s.Agent.Problems, maxProblems)
+	s.Agent.Problems, s.Agent.Stale = cut(s.Agent.Problems, maxProblems), cut(s.Agent.Stale, maxProblems)
 	s.Tunnels = cut(s.Tunnels, maxTunnels)
 	return s
 }
@@ -187,6 +187,9 @@ func (s *shown) Summary() string {
 		if p.n > 0 {
 			parts = append(parts, p.text)
 		}
+	}
+	if len(s.Agent.Stale) > 0 {
+		parts = append(parts, "the cluster is not followed")
 	}
 	if len(s.Tunnels) == 0 {
 		parts = append(parts, "no tunnel is connected")

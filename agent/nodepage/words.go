@@ -13,7 +13,7 @@ const maxText = 300
 
 func functions() template.FuncMap {
 	return template.FuncMap{
-		"text": text, "parts": func(s string) []string { return strings.Split(text(s), "/") }, "span": span, "plural": plural,
+		"text": text, "parts": func(s string) []string { return strings.Split(text(s), "/") }, "plural": plural,
 		"ago":   func(now, t time.Time) string { return span(now.Sub(t)) + " ago" },
 		"until": func(t, now time.Time) string { return span(t.Sub(now)) },
 		"utc":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },

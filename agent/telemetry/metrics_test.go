@@ -188,7 +188,7 @@ func TestLabelsOfWhatIsGoneDisappear(t *testing.T) {
 
 func TestKernelCountersGoOnInANewAgent(t *testing.T) {
 	n := shop(t)
-	const name = "culvert_connections_total{mode=permissive,outcome=plaintext_accepted}"
+	const name = "culvert_connections_total{mode=PERMISSIVE,outcome=plaintext_accepted}"
 	before := series(t, n.metrics())[name]
 	n.seen[datapath.ConnectionKind{Mode: policy.Permissive, Outcome: "plaintext_accepted"}]++
 	if after := series(t, n.metrics())[name]; after != before+1 {

@@ -65,7 +65,8 @@ enforced stays in force until 'culvert agent' runs again or 'culvert uninstall' 
 			}
 			page := new(startingSource)
 			options.OnStart = page.start
-			status.level, status.page = &f.logging.inForce, nodepage.Handler(page, log)
+			status.page = nodepage.Handler(page, log)
+			options.LogLevel = &f.logging.inForce
 			issuer, end, err := f.identity.issuer(options.TrustDomain, options.Logger)
 			if err != nil {
 				return err

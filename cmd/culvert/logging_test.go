@@ -2,23 +2,9 @@ package main
 
 import (
 	"bytes"
-	"os"
 	"strings"
 	"testing"
 )
-
-func TestLoggerOnAFullDiskLosesLinesAndNothingElse(t *testing.T) {
-	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer full.Close()
-	log, err := (&logging{format: "json", level: "info"}).logger(full)
-	if err != nil {
-		t.Fatal(err)
-	}
-	log.Info("nobody will read this")
-}
 
 func TestLoggerFlags(t *testing.T) {
 	tests := map[string]struct {

@@ -33,6 +33,7 @@ func newRootCommand() *cobra.Command {
 		newFlowsCommand(),
 		newReadinessCommand(),
 		newBugreportCommand(),
+		newLogLevelCommand(),
 		newCheckCommand(),
 		newUninstallCommand(),
 		newPrepareCommand(),

@@ -113,6 +113,7 @@ func runSeeing(ctx context.Context, f *seeingCluster, args ...string) (stdout, s
 		"flows":     flowsCommand(&flowsFlags{everyNode: everyNode}),
 		"readiness": readinessCommand(&readinessFlags{everyNode: everyNode}),
 		"bugreport": bugreportCommand(&bugreportFlags{everyNode: everyNode}),
+		"loglevel":  logLevelCommand(&logLevelFlags{everyNode: everyNode}),
 	}
 	var out, errOut safeBuffer
 	c := commands[args[0]]

@@ -4,40 +4,32 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
-	logqueue "github.com/culvert-mesh/culvert/tunnel/logging"
+	"github.com/culvert-mesh/culvert/tunnel/telemetry"
 )
 
 const (
 	statusTimeout = 5 * time.Second
 	// maxStatusHeader bounds a request: nothing in it is looked at but its path.
 	maxStatusHeader = 8 << 10
-	// maxMetricsConnections is how many may read metrics where anybody can reach them.
-	maxMetricsConnections = 32
 )
 
-// statusServer answers /healthz, /readyz and /metrics, and nothing else.
+// statusServer answers /healthz, /readyz, /metrics and, if there is one, the page. Nothing can be changed through it.
 type statusServer struct {
 	listener net.Listener
 	registry *prometheus.Registry
 	ready    atomic.Bool
-	metrics  http.Handler   // in place of the registry's own; may be nil
-	level    *slog.LevelVar // of the log, which may be changed; may be nil
-	page     http.Handler   // for people; may be nil
-	open     net.Listener   // where metrics alone are served, to whoever can reach it; may be nil
+	metrics  http.Handler // in place of the registry's own; may be nil
+	page     http.Handler // for people; may be nil
+	open     net.Listener // where metrics alone are served, to whoever can reach it; may be nil
 }
 
 // openMetrics serves metrics on another address too, for a Prometheus that cannot reach loopback.
@@ -49,30 +41,8 @@ func (s *statusServer) openMetrics(address string) error {
 	if err != nil {
 		return fmt.Errorf("--metrics-address: %w", err)
 	}
-	s.open = netutil.LimitListener(l, maxMetricsConnections)
+	s.open = l
 	return nil
-}
-
-// onlyLocal is for what nobody may do from elsewhere: the address may be reachable from the whole cluster, so that
-// Prometheus can read metrics.
-func onlyLocal(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		from, err := netip.ParseAddrPort(r.RemoteAddr)
-		// The name is looked at too: a page of somebody else may have had its own name point here.
-		if err != nil || !from.Addr().Unmap().IsLoopback() || !isLoopbackName(r.Host) {
-			http.Error(w, "only from this machine: kubectl port-forward, for one", http.StatusForbidden)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
-}
-
-func isLoopbackName(host string) bool {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	address, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return host == "localhost" || err == nil && address.Unmap().IsLoopback()
 }
 
 // listenStatus opens the address, so that a wrong one is an error at the start. An empty one is nil: no server.
@@ -94,7 +64,7 @@ func listenStatus(address string) (*statusServer, error) {
 func (s *statusServer) run(ctx context.Context) error {
 	metrics := s.metrics
 	if metrics == nil {
-		metrics = promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 2, Timeout: statusTimeout})
+		metrics = telemetry.Handler(s.registry)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return serveUntil(ctx, s.listener, s.handler(metrics)) })
@@ -117,9 +87,6 @@ func (s *statusServer) handler(metrics http.Handler) http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.Handle("GET /metrics", metrics)
-	if s.level != nil {
-		mux.Handle("/loglevel", onlyLocal(logqueue.LevelHandler(s.level)))
-	}
 	if s.page != nil {
 		mux.Handle("/", s.page)
 	}
@@ -133,6 +100,7 @@ func serveUntil(ctx context.Context, l net.Listener, h http.Handler) error {
 		return nil
 	}
 	server := &http.Server{Handler: h, ReadTimeout: statusTimeout, WriteTimeout: 2 * statusTimeout, MaxHeaderBytes: maxStatusHeader}
+	new(crowd).serve(server)
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -204,6 +204,11 @@ func (n *nodeStatus) details(s *screen) {
 	}
 	s.list(plain(n.Node)+":", red, st.Problems)
 	var also []string
+	for _, t := range st.Tunnels {
+		if t.Skew != "" { // no problem by itself: it is so for a while in every update
+			also = append(also, t.Skew)
+		}
+	}
 	if s.wide {
 		for _, r := range st.Workloads.NotEnrolled {
 			also = append(also, fmt.Sprintf("%s not enrolled: %s", plural(r.Count, "pod"), r.Reason))

@@ -44,7 +44,7 @@ runtimes forbid by default; run it as a user of its own.`,
 			if err := status.openMetrics(metricsAddress); err != nil {
 				log.Error("metrics are not served there; connections are carried all the same", "error", err)
 			}
-			options.Logger, status.level = log, &logs.inForce
+			options.Logger, options.LogLevel, options.Version = log, &logs.inForce, version
 			if sample < 0 || sample > 1 {
 				return fmt.Errorf("--access-log-sample %g: want a share between 0 and 1", sample)
 			}

@@ -56,8 +56,11 @@ func village() nodepage.Page {
 	strict, others := nodepage.Port{Port: 9080, Mode: "STRICT", Policy: "default/reviews"}, nodepage.Port{Mode: "PERMISSIVE", Policy: "istio-system/default"}
 	return nodepage.Page{
 		Node: "worker-1", Version: "v0.5.0",
-		Agent:   nodepage.Agent{Started: now.Add(-26 * time.Hour), Synced: true},
-		Tunnels: []nodepage.Tunnel{{PID: 4711, Connected: now.Add(-3 * time.Hour)}},
+		Agent: nodepage.Agent{Started: now.Add(-26 * time.Hour), Synced: true, Stale: []string{"pods: not up to date for 1m30s (watch: connection refused)"}},
+		Tunnels: []nodepage.Tunnel{
+			{Version: "v0.4.9", Connected: now.Add(-3 * time.Hour), FlowsLost: 12, Problem: "not the agent’s version"},
+			{Version: "v0.5.0", Connected: now.Add(-time.Minute)},
+		},
 		Workloads: []nodepage.Workload{
 			{Namespace: "default", Pod: "productpage-v1-5f7c8d9b4-x2x5k", Enrolled: true, Why: "namespace label", Identity: id + "default/sa/bookinfo-productpage", Ports: []nodepage.Port{others}},
 			{Namespace: "default", Pod: "reviews-v2-7d8f9c6b5-abcde", Enrolled: true, Why: "namespace label", Identity: id + "default/sa/bookinfo-reviews", Ports: []nodepage.Port{strict, others}},
@@ -91,7 +94,8 @@ func TestPage(t *testing.T) {
 		Says: []string{
 			"worker-1", "v0.5.0", "reviews-v2-7d8f9c6b5-abcde", "namespace label", "could not be proved", "STRICT", "by default/reviews",
 			"spiffe://cluster.local/ns/legacy/sa/db", "renewal fails", "expired", "31842 mTLS", "60 plaintext", "4 refused",
-			"plaintext on a STRICT port", "Process 4711",
+			"plaintext on a STRICT port", "Culvert v0.4.9. Connected", "not the agent’s version", "not told the agent of 12 flows",
+			"cluster not followed", "pods: not up to date for 1m30s",
 		},
 		Change: func() {
 			source.alter(func(p *nodepage.Page) {

@@ -305,6 +305,7 @@ type FromAgent struct {
 	//	*FromAgent_Route
 	//	*FromAgent_Refused
 	//	*FromAgent_Verify
+	//	*FromAgent_LogLevel
 	Message       isFromAgent_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -428,6 +429,15 @@ func (x *FromAgent) GetVerify() *Verify {
 	return nil
 }
 
+func (x *FromAgent) GetLogLevel() *LogLevel {
+	if x != nil {
+		if x, ok := x.Message.(*FromAgent_LogLevel); ok {
+			return x.LogLevel
+		}
+	}
+	return nil
+}
+
 type isFromAgent_Message interface {
 	isFromAgent_Message()
 }
@@ -468,6 +478,10 @@ type FromAgent_Verify struct {
 	Verify *Verify `protobuf:"bytes,9,opt,name=verify,proto3,oneof"`
 }
 
+type FromAgent_LogLevel struct {
+	LogLevel *LogLevel `protobuf:"bytes,10,opt,name=log_level,json=logLevel,proto3,oneof"`
+}
+
 func (*FromAgent_Welcome) isFromAgent_Message() {}
 
 func (*FromAgent_Workload) isFromAgent_Message() {}
@@ -485,6 +499,8 @@ func (*FromAgent_Route) isFromAgent_Message() {}
 func (*FromAgent_Refused) isFromAgent_Message() {}
 
 func (*FromAgent_Verify) isFromAgent_Message() {}
+
+func (*FromAgent_LogLevel) isFromAgent_Message() {}
 
 // FromTunnel is every message that a tunnel sends.
 type FromTunnel struct {
@@ -639,7 +655,11 @@ type Hello struct {
 	Version uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	// How many Holding messages follow at once. An agent that has just started waits for them before it asks a
 	// certificate authority for what the tunnel has.
-	Holdings      uint32 `protobuf:"varint,2,opt,name=holdings,proto3" json:"holdings,omitempty"`
+	Holdings uint32 `protobuf:"varint,2,opt,name=holdings,proto3" json:"holdings,omitempty"`
+	// The version of Culvert that the tunnel is, for people to read. Empty: of a tunnel that is older than this field.
+	Build string `protobuf:"bytes,3,opt,name=build,proto3" json:"build,omitempty"`
+	// The level that it logs from, as in LogLevel.
+	LogLevel      int32 `protobuf:"zigzag32,4,opt,name=log_level,json=logLevel,proto3" json:"log_level,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -684,6 +704,20 @@ func (x *Hello) GetVersion() uint32 {
 func (x *Hello) GetHoldings() uint32 {
 	if x != nil {
 		return x.Holdings
+	}
+	return 0
+}
+
+func (x *Hello) GetBuild() string {
+	if x != nil {
+		return x.Build
+	}
+	return ""
+}
+
+func (x *Hello) GetLogLevel() int32 {
+	if x != nil {
+		return x.LogLevel
 	}
 	return 0
 }
@@ -1792,6 +1826,51 @@ func (x *Verified) GetHandshakeNanoseconds() uint64 {
 	return 0
 }
 
+// LogLevel has the tunnel log from this level on, for as long as it runs: -4 is debug, 0 info, 4 warn, 8 error.
+type LogLevel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Level         int32                  `protobuf:"zigzag32,1,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogLevel) Reset() {
+	*x = LogLevel{}
+	mi := &file_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogLevel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogLevel) ProtoMessage() {}
+
+func (x *LogLevel) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogLevel.ProtoReflect.Descriptor instead.
+func (*LogLevel) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LogLevel) GetLevel() int32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
 // Flow is a connection that the tunnel has carried or turned away. What is not known is empty.
 type Flow struct {
 	state                 protoimpl.MessageState `protogen:"open.v1"`
@@ -1820,7 +1899,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +1911,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +1924,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Flow) GetNumber() uint64 {
@@ -1993,7 +2072,7 @@ type Flows struct {
 
 func (x *Flows) Reset() {
 	*x = Flows{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2084,7 @@ func (x *Flows) String() string {
 func (*Flows) ProtoMessage() {}
 
 func (x *Flows) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2097,7 @@ func (x *Flows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flows.ProtoReflect.Descriptor instead.
 func (*Flows) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Flows) GetFlows() []*Flow {
@@ -2039,7 +2118,7 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x12culvert.control.v1\"\x95\x04\n" +
+	"\rcontrol.proto\x12\x12culvert.control.v1\"\xd2\x04\n" +
 	"\tFromAgent\x127\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.culvert.control.v1.WelcomeH\x00R\awelcome\x12:\n" +
 	"\bworkload\x18\x02 \x01(\v2\x1c.culvert.control.v1.WorkloadH\x00R\bworkload\x12G\n" +
@@ -2049,7 +2128,9 @@ const file_control_proto_rawDesc = "" +
 	"\x06bundle\x18\x06 \x01(\v2\x1a.culvert.control.v1.BundleH\x00R\x06bundle\x121\n" +
 	"\x05route\x18\a \x01(\v2\x19.culvert.control.v1.RouteH\x00R\x05route\x127\n" +
 	"\arefused\x18\b \x01(\v2\x1b.culvert.control.v1.RefusedH\x00R\arefused\x124\n" +
-	"\x06verify\x18\t \x01(\v2\x1a.culvert.control.v1.VerifyH\x00R\x06verifyB\t\n" +
+	"\x06verify\x18\t \x01(\v2\x1a.culvert.control.v1.VerifyH\x00R\x06verify\x12;\n" +
+	"\tlog_level\x18\n" +
+	" \x01(\v2\x1c.culvert.control.v1.LogLevelH\x00R\blogLevelB\t\n" +
 	"\amessage\"\x81\x03\n" +
 	"\n" +
 	"FromTunnel\x121\n" +
@@ -2059,10 +2140,12 @@ const file_control_proto_rawDesc = "" +
 	"\aholding\x18\x04 \x01(\v2\x1b.culvert.control.v1.HoldingH\x00R\aholding\x12:\n" +
 	"\bverified\x18\x05 \x01(\v2\x1c.culvert.control.v1.VerifiedH\x00R\bverified\x121\n" +
 	"\x05flows\x18\x06 \x01(\v2\x19.culvert.control.v1.FlowsH\x00R\x05flowsB\t\n" +
-	"\amessage\"=\n" +
+	"\amessage\"p\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1a\n" +
-	"\bholdings\x18\x02 \x01(\rR\bholdings\"\x1f\n" +
+	"\bholdings\x18\x02 \x01(\rR\bholdings\x12\x14\n" +
+	"\x05build\x18\x03 \x01(\tR\x05build\x12\x1b\n" +
+	"\tlog_level\x18\x04 \x01(\x11R\blogLevel\"\x1f\n" +
 	"\aHolding\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\"\x8c\x01\n" +
 	"\aWelcome\x12\x18\n" +
@@ -2153,7 +2236,9 @@ const file_control_proto_rawDesc = "" +
 	"\x05group\x18\b \x01(\tR\x05group\x12/\n" +
 	"\x13connect_nanoseconds\x18\t \x01(\x04R\x12connectNanoseconds\x123\n" +
 	"\x15handshake_nanoseconds\x18\n" +
-	" \x01(\x04R\x14handshakeNanoseconds\"\xcb\x05\n" +
+	" \x01(\x04R\x14handshakeNanoseconds\" \n" +
+	"\bLogLevel\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\x11R\x05level\"\xcb\x05\n" +
 	"\x04Flow\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\x04R\bworkload\x12\x18\n" +
@@ -2221,7 +2306,7 @@ func file_control_proto_rawDescGZIP() []byte {
 }
 
 var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_control_proto_goTypes = []any{
 	(Mode)(0),            // 0: culvert.control.v1.Mode
 	(ListenerKind)(0),    // 1: culvert.control.v1.ListenerKind
@@ -2246,8 +2331,9 @@ var file_control_proto_goTypes = []any{
 	(*Refused)(nil),      // 20: culvert.control.v1.Refused
 	(*Verify)(nil),       // 21: culvert.control.v1.Verify
 	(*Verified)(nil),     // 22: culvert.control.v1.Verified
-	(*Flow)(nil),         // 23: culvert.control.v1.Flow
-	(*Flows)(nil),        // 24: culvert.control.v1.Flows
+	(*LogLevel)(nil),     // 23: culvert.control.v1.LogLevel
+	(*Flow)(nil),         // 24: culvert.control.v1.Flow
+	(*Flows)(nil),        // 25: culvert.control.v1.Flows
 }
 var file_control_proto_depIdxs = []int32{
 	9,  // 0: culvert.control.v1.FromAgent.welcome:type_name -> culvert.control.v1.Welcome
@@ -2259,26 +2345,27 @@ var file_control_proto_depIdxs = []int32{
 	19, // 6: culvert.control.v1.FromAgent.route:type_name -> culvert.control.v1.Route
 	20, // 7: culvert.control.v1.FromAgent.refused:type_name -> culvert.control.v1.Refused
 	21, // 8: culvert.control.v1.FromAgent.verify:type_name -> culvert.control.v1.Verify
-	7,  // 9: culvert.control.v1.FromTunnel.hello:type_name -> culvert.control.v1.Hello
-	14, // 10: culvert.control.v1.FromTunnel.need_sockets:type_name -> culvert.control.v1.NeedSockets
-	17, // 11: culvert.control.v1.FromTunnel.route_request:type_name -> culvert.control.v1.RouteRequest
-	8,  // 12: culvert.control.v1.FromTunnel.holding:type_name -> culvert.control.v1.Holding
-	22, // 13: culvert.control.v1.FromTunnel.verified:type_name -> culvert.control.v1.Verified
-	24, // 14: culvert.control.v1.FromTunnel.flows:type_name -> culvert.control.v1.Flows
-	0,  // 15: culvert.control.v1.PortMode.mode:type_name -> culvert.control.v1.Mode
-	10, // 16: culvert.control.v1.Workload.default_mode:type_name -> culvert.control.v1.PortMode
-	10, // 17: culvert.control.v1.Workload.port_modes:type_name -> culvert.control.v1.PortMode
-	1,  // 18: culvert.control.v1.Workload.listeners:type_name -> culvert.control.v1.ListenerKind
-	2,  // 19: culvert.control.v1.Endpoint.action:type_name -> culvert.control.v1.Action
-	18, // 20: culvert.control.v1.Route.endpoints:type_name -> culvert.control.v1.Endpoint
-	3,  // 21: culvert.control.v1.Verified.reached:type_name -> culvert.control.v1.Stage
-	4,  // 22: culvert.control.v1.Flow.carried:type_name -> culvert.control.v1.Carried
-	23, // 23: culvert.control.v1.Flows.flows:type_name -> culvert.control.v1.Flow
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	23, // 9: culvert.control.v1.FromAgent.log_level:type_name -> culvert.control.v1.LogLevel
+	7,  // 10: culvert.control.v1.FromTunnel.hello:type_name -> culvert.control.v1.Hello
+	14, // 11: culvert.control.v1.FromTunnel.need_sockets:type_name -> culvert.control.v1.NeedSockets
+	17, // 12: culvert.control.v1.FromTunnel.route_request:type_name -> culvert.control.v1.RouteRequest
+	8,  // 13: culvert.control.v1.FromTunnel.holding:type_name -> culvert.control.v1.Holding
+	22, // 14: culvert.control.v1.FromTunnel.verified:type_name -> culvert.control.v1.Verified
+	25, // 15: culvert.control.v1.FromTunnel.flows:type_name -> culvert.control.v1.Flows
+	0,  // 16: culvert.control.v1.PortMode.mode:type_name -> culvert.control.v1.Mode
+	10, // 17: culvert.control.v1.Workload.default_mode:type_name -> culvert.control.v1.PortMode
+	10, // 18: culvert.control.v1.Workload.port_modes:type_name -> culvert.control.v1.PortMode
+	1,  // 19: culvert.control.v1.Workload.listeners:type_name -> culvert.control.v1.ListenerKind
+	2,  // 20: culvert.control.v1.Endpoint.action:type_name -> culvert.control.v1.Action
+	18, // 21: culvert.control.v1.Route.endpoints:type_name -> culvert.control.v1.Endpoint
+	3,  // 22: culvert.control.v1.Verified.reached:type_name -> culvert.control.v1.Stage
+	4,  // 23: culvert.control.v1.Flow.carried:type_name -> culvert.control.v1.Carried
+	24, // 24: culvert.control.v1.Flows.flows:type_name -> culvert.control.v1.Flow
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2296,6 +2383,7 @@ func file_control_proto_init() {
 		(*FromAgent_Route)(nil),
 		(*FromAgent_Refused)(nil),
 		(*FromAgent_Verify)(nil),
+		(*FromAgent_LogLevel)(nil),
 	}
 	file_control_proto_msgTypes[1].OneofWrappers = []any{
 		(*FromTunnel_Hello)(nil),
@@ -2311,7 +2399,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"io"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -74,27 +74,31 @@ func TestQueueEndsWithoutItsReader(t *testing.T) {
 	<-q.done
 }
 
-func TestLevelHandler(t *testing.T) {
-	var level slog.LevelVar
-	handler := LevelHandler(&level)
-	tests := []struct {
-		method, body string
-		code         int
-		answer       string
-		want         slog.Level
-	}{
-		{http.MethodGet, "", 200, "INFO", slog.LevelInfo},
-		{http.MethodPut, "debug\n", 200, "DEBUG", slog.LevelDebug},
-		{http.MethodPut, "loud", 400, "want", slog.LevelDebug},
-		{http.MethodPut, strings.Repeat("d", 100), 400, "want", slog.LevelDebug},
-		{http.MethodGet, "error", 200, "DEBUG", slog.LevelDebug},
-		{http.MethodPut, "WARN", 200, "WARN", slog.LevelWarn},
+// disk is full for the first write.
+type disk struct {
+	bytes.Buffer
+	writes int
+}
+
+func (d *disk) Write(p []byte) (int, error) {
+	if d.writes++; d.writes == 1 {
+		return 0, syscall.ENOSPC
 	}
-	for _, test := range tests {
-		answer := httptest.NewRecorder()
-		handler.ServeHTTP(answer, httptest.NewRequest(test.method, "/loglevel", strings.NewReader(test.body)))
-		if answer.Code != test.code || !strings.HasPrefix(answer.Body.String(), test.answer) || level.Level() != test.want {
-			t.Errorf("%s %q: %d %q, level %s", test.method, test.body, answer.Code, answer.Body, level.Level())
+	return d.Buffer.Write(p)
+}
+
+// TestQueueOutlivesAFullDisk: it loses lines and nothing else.
+func TestQueueOutlivesAFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d disk
+		q := NewQueue(&d)
+		log := slog.New(slog.NewTextHandler(q, nil))
+		log.Info("lost")
+		synctest.Wait()
+		log.Info("kept")
+		q.Close(time.Second)
+		if got := d.String(); strings.Contains(got, "lost") || !strings.Contains(got, "msg=kept") {
+			t.Errorf("the log has %q", got)
 		}
-	}
+	})
 }

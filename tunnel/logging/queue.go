@@ -1,4 +1,4 @@
-// Package logging keeps a slow log from slowing down whoever writes to it, and lets its level be changed.
+// Package logging keeps a slow log from slowing down whoever writes to it.
 package logging
 
 import (

@@ -2,10 +2,14 @@ package telemetry
 
 import (
 	"bytes"
+	"compress/gzip"
+	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -116,32 +120,120 @@ func TestScrape(t *testing.T) {
 	}
 }
 
-// TestScrapeFlood: scrapes beyond two at once are turned away.
+// TestScrapeFlood: readers who do not read, compressed and not, keep nobody from a scrape.
 func TestScrapeFlood(t *testing.T) {
-	blocked, free := make(chan struct{}, 8), make(chan struct{})
-	handler := New().Handler(prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
-		blocked <- struct{}{}
-		<-free
-		return nil, nil
-	}))
-	done := make(chan int, 2)
-	scrape := func() int {
-		answer := httptest.NewRecorder()
-		handler.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
-		return answer.Code
+	m := New()
+	for i := range 2000 { // more than a reader's chunk
+		m.Traffic.Close(m.Traffic.Open(labels(id("till"), id(fmt.Sprint("peer-", i)))))
 	}
-	for range scrapesAtOnce {
-		go func() { done <- scrape() }()
-		<-blocked
+	handler := m.Handler(prometheus.NewRegistry())
+	const readers = 20
+	stalled := &stalledReader{arrived: make(chan struct{}, readers), free: make(chan struct{})}
+	var served sync.WaitGroup
+	for i := range readers {
+		served.Go(func() {
+			r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+			if i%2 == 0 {
+				r.Header.Set("Accept-Encoding", "gzip")
+			}
+			handler.ServeHTTP(stalled, r)
+		})
+		<-stalled.arrived
 	}
-	if code := scrape(); code != http.StatusServiceUnavailable {
-		t.Errorf("got %d, want 503", code)
+	answer := httptest.NewRecorder()
+	handler.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if n := len(parse(t, answer.Body.Bytes())["istio_tcp_connections_opened_total"].GetMetric()); n != 2000 {
+		t.Errorf("%d series, want all", n)
 	}
-	close(free)
-	for range scrapesAtOnce {
-		if code := <-done; code != http.StatusOK {
-			t.Errorf("got %d, want 200", code)
+	close(stalled.free)
+	served.Wait()
+}
+
+// TestScrapesShareWhatIsGathered: one gathers, the others of a second get the same; who gives up meanwhile is gone.
+func TestScrapesShareWhatIsGathered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gathered, free := 0, make(chan struct{})
+		handler := Handler(prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+			gathered++
+			<-free
+			return nil, nil
+		}))
+		var served sync.WaitGroup
+		scrape := func(ctx context.Context) {
+			handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, http.MethodGet, "/metrics", nil))
 		}
+		for range 10 {
+			served.Go(func() { scrape(t.Context()) })
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		scrape(ctx)
+		close(free)
+		served.Wait()
+		if gathered != 1 {
+			t.Errorf("gathered %d times for those of a second", gathered)
+		}
+		time.Sleep(fresh)
+		if scrape(t.Context()); gathered != 2 {
+			t.Errorf("gathered %d times, want what is new a second later", gathered)
+		}
+	})
+}
+
+// TestScrapesTakeTurns: no more than two are rendered at a time.
+func TestScrapesTakeTurns(t *testing.T) {
+	s := newScrapes(prometheus.NewRegistry(), new(Traffic))
+	for range rendersAtOnce {
+		if err := (&reader{ctx: t.Context(), turns: s.turns}).takeTurn(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	answer := httptest.NewRecorder()
+	s.ServeHTTP(answer, httptest.NewRequestWithContext(ctx, http.MethodGet, "/metrics", nil))
+	if len(answer.Header()) != 0 {
+		t.Error("one more was rendered at the same time")
+	}
+	for range rendersAtOnce {
+		<-s.turns
+	}
+	s.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if len(answer.Header()) == 0 || len(s.turns) != 0 {
+		t.Errorf("%d turns were not given back", len(s.turns))
+	}
+}
+
+// TestScrapeCompressed: who asks for gzip gets it, and the same.
+func TestScrapeCompressed(t *testing.T) {
+	m := New()
+	m.Traffic.Close(m.Traffic.Open(labels(id("till"), id("bank"))))
+	handler := m.Handler(prometheus.NewRegistry())
+	get := func(encoding string) *httptest.ResponseRecorder {
+		answer := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+		r.Header.Set("Accept-Encoding", encoding)
+		handler.ServeHTTP(answer, r)
+		return answer
+	}
+	plain := get("deflate")
+	for range compressorsAtMost + 2 { // they are used again
+		pressed := get("br, gzip")
+		if got := pressed.Header().Get("Content-Encoding"); got != "gzip" {
+			t.Fatalf("encoding %q", got)
+		}
+		unpacked, err := gzip.NewReader(pressed.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(unpacked)
+		if err != nil || !bytes.Equal(got, plain.Body.Bytes()) {
+			t.Fatalf("got %q, %v, want %q", got, err, plain.Body)
+		}
+	}
+	if got := get("gzip;q=0").Header().Get("Content-Encoding"); got != "" {
+		t.Errorf("encoding %q for who does not want gzip", got)
 	}
 }
 

@@ -80,6 +80,8 @@ type Traffic struct {
 	mu      sync.Mutex
 	series  map[seriesKey]*Series
 	parties map[Party]*party
+	// order has the same as series. What readers have of it is only ever appended to; Sweep makes a new one.
+	order []*Series
 }
 
 type seriesKey struct {
@@ -185,7 +187,7 @@ func (t *Traffic) find(l Labels) *Series {
 	s := t.series[key]
 	if s == nil {
 		s = &Series{key: key}
-		t.series[key] = s
+		t.series[key], t.order = s, append(t.order, s)
 	}
 	return s
 }
@@ -212,26 +214,24 @@ func (t *Traffic) Sweep(now time.Time, present func(principal string) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	used := map[Party]*party{}
-	for key, s := range t.series {
+	kept := make([]*Series, 0, len(t.order))
+	for _, s := range t.order {
 		idle := now.Sub(s.idle)
 		if s.open == 0 && (idle > idleKept || idle > goneKept && !present(s.local().Principal)) {
-			delete(t.series, key)
+			delete(t.series, s.key)
 			continue
 		}
-		used[key.source.Party], used[key.destination.Party] = key.source, key.destination
+		kept = append(kept, s)
+		used[s.key.source.Party], used[s.key.destination.Party] = s.key.source, s.key.destination
 	}
-	t.parties = used
+	t.parties, t.order = used, kept
 }
 
-// all returns the series as they are now.
+// all returns the series as they are now, the oldest first. It is shared by all who ask, and not to be altered.
 func (t *Traffic) all() []*Series {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	list := make([]*Series, 0, len(t.series))
-	for _, s := range t.series {
-		list = append(list, s)
-	}
-	return list
+	return t.order
 }
 
 // family is one of the metrics that every series has.

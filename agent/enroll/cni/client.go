@@ -54,7 +54,7 @@ func dial(ctx context.Context, path string, deadline time.Time) (*net.UnixConn, 
 	}
 	conn := any.(*net.UnixConn)
 	// Only root can make a socket in the agent's folder, but the answer decides whether a pod starts.
-	uid, err := peerUID(conn)
+	uid, err := PeerUID(conn)
 	if err == nil && uid != 0 {
 		err = fmt.Errorf("socket %s belongs to user %d, not to the agent", path, uid)
 	}

@@ -87,8 +87,8 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// peerUID returns the user that the other end ran as when it connected or listened.
-func peerUID(c *net.UnixConn) (uint32, error) {
+// PeerUID returns the user that the other end of a unix socket ran as when it connected or listened.
+func PeerUID(c *net.UnixConn) (uint32, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return 0, err

@@ -110,7 +110,7 @@ func sleep(ctx context.Context, d time.Duration) {
 
 // serve reads one request and answers it.
 func (s *server) serve(ctx context.Context, conn *net.UnixConn) {
-	uid, err := peerUID(conn)
+	uid, err := PeerUID(conn)
 	if err != nil || uid != 0 {
 		s.log.Warn("CNI request of another user than root refused", "uid", uid, "error", err)
 		return
