@@ -242,7 +242,7 @@ func (q *question) arrival(e *control.Endpoint) admin.EndpointVerdict {
 		Identity: e.Identity, Client: clientText(e, &described),
 	}
 	strict := false
-	if described.InMesh && q.guarded(at.Addr()) {
+	if described.InMesh {
 		v.Mode = described.Mode
 		v.Server = fmt.Sprintf("port %d is %s by policy %s", at.Port(), described.Mode, described.Policy)
 		strict = described.Mode == policy.Strict.String()
@@ -250,13 +250,16 @@ func (q *question) arrival(e *control.Endpoint) admin.EndpointVerdict {
 		v.Server = "not in the mesh: it takes what comes"
 	}
 	self := q.from != nil && v.Pod == q.verdict.From && v.Pod != ""
-	own := at.Port() == hbonePort && described.InMesh && q.guarded(at.Addr())
+	own := at.Port() == hbonePort && described.InMesh
 	switch {
 	case e.Action == control.Action_ACTION_REFUSE:
 		v.Outcome, v.RefusedBy = admin.OutcomeRefused, admin.SideClient
 	case own && !self:
 		v.Outcome, v.RefusedBy, v.Identity = admin.OutcomeRefused, admin.SideServer, ""
 		v.Server = fmt.Sprintf("port %d is the tunnel's own, never an application's: it serves none but other tunnels", hbonePort)
+	case e.Action == control.Action_ACTION_HBONE && !described.InMesh:
+		v.Outcome, v.RefusedBy, v.Identity = admin.OutcomeRefused, admin.SideServer, ""
+		v.Server = "no tunnel stands before it: nobody answers mTLS there"
 	case e.Action == control.Action_ACTION_HBONE:
 		v.Outcome, v.SameNode = admin.OutcomeMTLS, e.LocalWorkload != 0
 	case self:
@@ -298,6 +301,9 @@ func sum(all []admin.EndpointVerdict) (admin.Outcome, string) {
 	first := &all[0]
 	if tunnelsOwn(first) {
 		return first.Outcome, first.Server
+	}
+	if first.RefusedBy == admin.SideServer && !first.InMesh {
+		return first.Outcome, "the client uses mTLS (" + first.Client + "), and " + first.Server
 	}
 	if first.RefusedBy == admin.SideServer {
 		return first.Outcome, "the client sends plaintext (" + first.Client + "), and " + first.Server

@@ -1,47 +1,13 @@
 package agent
 
 import (
-	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/culvert-mesh/culvert/agent/admin"
 	"github.com/culvert-mesh/culvert/agent/observe"
 )
-
-// toldTime is how long a tunnel may take to tell of a connection that is over.
-const toldTime = time.Second
-
-// look adds what this node has seen of the trial: its tunnel if that carried it, its kernel if that refused it.
-func (i inspector) look(ctx context.Context, q *question, t *admin.Trial, after uint64) {
-	local, err := netip.ParseAddrPort(t.Local)
-	carried := q.from != nil && q.from.enrolled != nil
-	here := slices.ContainsFunc(q.verdict.Endpoints, func(e admin.EndpointVerdict) bool { return e.Node == i.agent.Node })
-	if err != nil || i.agent.observer == nil || !carried && !here {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, toldTime)
-	defer cancel()
-	for {
-		events, last, _, err := i.agent.observer.memory.Wait(ctx, after)
-		for n := range events {
-			e := &events[n]
-			of := e.Source.Address.Unmap() == local.Addr().Unmap() && e.Source.Port == local.Port()
-			// The far side's account is taken of what the near side does not carry.
-			if of && (!e.Inbound || !carried) {
-				t.Carried, t.Reason = string(e.Carried), e.Reason
-				return
-			}
-		}
-		if err != nil || ctx.Err() != nil {
-			return
-		}
-		after = last
-	}
-}
 
 // compare says how a trial differs from what was foretold; empty: it does not, as far as can be seen.
 func compare(v *admin.Verdict, t *admin.Trial) string {
@@ -99,7 +65,7 @@ func sameReason(v *admin.Verdict, seen string) bool {
 	for n := range v.Endpoints {
 		e := &v.Endpoints[n]
 		foretold = append(foretold, e.Client)
-		if e.RefusedBy == admin.SideServer && (strings.Contains(seen, "STRICT") || tunnelsOwn(e)) {
+		if e.RefusedBy == admin.SideServer && (!e.InMesh || strings.Contains(seen, "STRICT") || tunnelsOwn(e)) {
 			return true
 		}
 	}

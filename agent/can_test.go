@@ -52,6 +52,7 @@ func TestCanForetells(t *testing.T) {
 		"outside to Service w/o endpoint": {on, nil, admin.Outside, "shop/cart", true, "81", admin.OutcomeRefused, "10.2.0.1:81", "has no ready endpoint"},
 		"legacy pod to STRICT":            {on, nil, "old/legacy", cart, false, "9090", admin.OutcomeRefused, "10.1.0.1:9090", "STRICT by policy shop/on"},
 		"pod not enrolled yet to STRICT":  {on, nil, "shop/late", cart, false, "9090", admin.OutcomeRefused, "10.1.0.1:9090", "STRICT by policy shop/on"},
+		"mesh to STRICT without a tunnel": {on, nil, cart, "shop/late", false, "80", admin.OutcomeRefused, "10.1.0.3:80", "no tunnel stands before it"},
 		"STRICT that nobody enforces":     {[]policy.PeerAuthentication{strict("old", "on", nil)}, nil, admin.Outside, "old/legacy", false, "80", admin.OutcomePlaintext, "10.1.0.2:80", "not in the mesh"},
 	} {
 		t.Run(name, func(t *testing.T) {

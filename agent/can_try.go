@@ -19,8 +19,7 @@ import (
 const (
 	// tryTimeout is how long a connection may take to be made.
 	tryTimeout = 5 * time.Second
-	// watchTime is how long it is watched then. A connection that the tunnel took over is made before the far side was
-	// asked, which may take the tunnel ten seconds.
+	// watchTime is how long it is watched then.
 	watchTime = 2 * time.Second
 	// pollStep is how soon the end of the question is noticed.
 	pollStep = 100 * time.Millisecond
@@ -40,11 +39,20 @@ func (i inspector) try(ctx context.Context, q *question, to netip.AddrPort) erro
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return errors.Join(fmt.Errorf("try: socket: %w", err), socket.Close())
 	}
+	tunnelled, err := i.tunnelled(ctx, q, to)
+	if err != nil {
+		return errors.Join(fmt.Errorf("try: %w", err), socket.Close())
+	}
 	trial := tryConnect(ctx, fd, to)
-	if err := socket.Close(); err != nil { // now, since connections are told of when they are over
+	if tunnelled && trial.Outcome == admin.TrialConnected {
+		i.settle(ctx, fd, trial, after)
+	}
+	if err := socket.Close(); err != nil { // now, since short connections are told of when they are over
 		return fmt.Errorf("try: socket: %w", err)
 	}
-	i.look(ctx, q, trial, after)
+	if trial.Carried == "" {
+		i.look(ctx, q, trial, after)
+	}
 	q.verdict.Tried = trial
 	trial.Difference = compare(q.verdict, trial)
 	trial.AsForetold = trial.Difference == ""
@@ -130,7 +138,7 @@ func tryConnect(ctx context.Context, fd int, to netip.AddrPort) *admin.Trial {
 		return t
 	}
 	begin = time.Now()
-	t.Outcome, err = watch(ctx, fd, begin.Add(watchTime))
+	t.Outcome, _, err = watch(ctx, fd, begin.Add(watchTime))
 	t.Watched = time.Since(begin)
 	if err != nil {
 		t.Error = err.Error()
@@ -150,23 +158,23 @@ func failedConnect(err error) admin.TrialOutcome {
 	return admin.TrialFailed
 }
 
-// watch returns how the connection ended, or TrialConnected when it did not or the other side said something.
-func watch(ctx context.Context, fd int, until time.Time) (admin.TrialOutcome, error) {
-	_, err := poll(ctx, fd, unix.POLLIN, until)
+// watch returns how the connection ended, or TrialConnected when it did not. said is whether the other side said something.
+func watch(ctx context.Context, fd int, until time.Time) (outcome admin.TrialOutcome, said bool, err error) {
+	_, err = poll(ctx, fd, unix.POLLIN, until)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return admin.TrialConnected, nil
+		return admin.TrialConnected, false, nil
 	}
 	if err != nil {
-		return admin.TrialFailed, err
+		return admin.TrialFailed, false, err
 	}
 	n, err := unix.Read(fd, make([]byte, 1))
 	switch {
 	case err == nil && n == 0:
-		return admin.TrialClosed, nil
+		return admin.TrialClosed, false, nil
 	case err == nil:
-		return admin.TrialConnected, nil
+		return admin.TrialConnected, true, nil
 	}
-	return admin.TrialReset, err
+	return admin.TrialReset, false, err
 }
 
 // poll waits for an event until then.

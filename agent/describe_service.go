@@ -72,7 +72,7 @@ func (r *router) describeEndpoint(at netip.AddrPort) admin.EndpointDescription {
 		return e
 	}
 	d := r.policies.Effective(policyWorkload(pod)).ForPort(at.Port())
-	e.Pod, e.Node, e.InMesh = pod.Ref(), pod.Node, r.inMesh(pod, d.Mode)
+	e.Pod, e.Node, e.InMesh = pod.Ref(), pod.Node, r.guarded(at.Addr())
 	e.Mode, e.Policy = d.Mode.String(), d.Policy.String()
 	return e
 }

@@ -15,6 +15,7 @@ import (
 // router knows all that a route depends on. The loop answers tunnels with it, and people are answered with one that no
 // longer changes (Agent.frozen): what they are told is what a tunnel would be.
 type router struct {
+	node        string
 	root        string
 	trustDomain spiffeid.TrustDomain
 	enroll      enroll.Options
@@ -27,7 +28,7 @@ type router struct {
 // router is the agent's own, for the loop.
 func (a *Agent) router() router {
 	return router{
-		root: a.RootNamespace, trustDomain: a.TrustDomain, enroll: a.Enroll,
+		node: a.Node, root: a.RootNamespace, trustDomain: a.TrustDomain, enroll: a.Enroll,
 		snapshot: a.snapshot, policies: a.policies, rules: a.rules,
 		enrolled: func(ref string) (uint64, bool) {
 			w := a.byPod[ref]
@@ -188,13 +189,18 @@ func (r *router) inMesh(pod *source.Pod, mode policy.Mode) bool {
 }
 
 // guarded reports whether something stands before the pod that enforces its modes. To a client that the pod's labels wish
-// for it may be enough; a server that nothing enforces takes what comes.
+// for it may be enough; a server that nothing enforces takes what comes. On this node the agent knows, whatever the pod's
+// annotation says.
 func (r *router) guarded(address netip.Addr) bool {
 	pod := r.snapshot.PodByAddress(address)
 	if pod == nil {
 		return false
 	}
-	if _, here := r.enrolled(pod.Ref()); here || pod.Redirection == source.RedirectionEnabled {
+	_, here := r.enrolled(pod.Ref())
+	switch {
+	case here || pod.Node == r.node:
+		return here
+	case pod.Redirection == source.RedirectionEnabled:
 		return true
 	}
 	return pod.Redirection == source.RedirectionUnknown && enroll.Decide(r.snapshot.Namespace(pod.Namespace), pod, r.enroll).Enrolled
