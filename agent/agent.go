@@ -50,6 +50,7 @@ type Options struct {
 	MeshRanges    []netip.Prefix // pods and Services, beside what the source learns: connections there are captured
 	RootNamespace string
 	ClusterDomain string // may be empty: cluster.local
+	ClusterID     string // of this cluster, for labels; may be empty: Kubernetes
 	Enroll        enroll.Options
 	Logger        *slog.Logger
 	// LogLevel is the Logger's, which root may change. May be nil: then nobody may.

@@ -285,7 +285,7 @@ func TestReadinessNamesOtherNodesWithPodsOfTheWorkload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Workloads) != 1 || !slices.Equal(r.Workloads[0].Elsewhere, []string{"n2"}) {
+	if len(r.Workloads) != 1 || !slices.Equal(slices.Collect(maps.Keys(r.Workloads[0].Elsewhere)), []string{"n2"}) || !slices.Equal(r.EnrolledOn, []string{"n1", "n2", "n4"}) {
 		t.Errorf("workloads %+v", r.Workloads)
 	}
 }

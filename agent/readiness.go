@@ -59,7 +59,7 @@ func (o *observer) Readiness(ctx context.Context, namespace string, window time.
 
 func (j *judged) readiness(memory *observe.Recorder, namespace string, from time.Time) *admin.Readiness {
 	s := j.view.snapshot
-	r := &admin.Readiness{Node: j.view.node, NodeAddresses: slices.SortedFunc(maps.Keys(j.view.own), netip.Addr.Compare),
+	r := &admin.Readiness{Form: admin.ReadinessForm, Node: j.view.node, EnrolledOn: j.view.enrolledOn(namespace), NodeAddresses: slices.SortedFunc(maps.Keys(j.view.own), netip.Addr.Compare),
 		RootNamespace: j.root, UnreadablePolicies: s.UnreadablePolicies}
 	r.Since, r.Dropped = memory.Since()
 	workloads := j.workloads(r, memory, namespace, from)
@@ -141,7 +141,7 @@ func (j *judged) notEnrolled(ref string, pod *source.Pod) admin.NotEnrolled {
 	if d.Enrolled {
 		reason = cmp.Or(j.waiting[ref], "is not enrolled yet")
 	}
-	return admin.NotEnrolled{Pod: ref, Reason: reason, Wanted: d.Enrolled || d.Refused}
+	return admin.NotEnrolled{Pod: ref, Reason: reason, Wanted: (d.Enrolled || d.Refused) && !pod.HostNetwork && len(pod.Addresses) > 0}
 }
 
 func portOf(w *admin.Observed, port uint16) *admin.ObservedPort {

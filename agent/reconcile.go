@@ -53,7 +53,7 @@ func (a *Agent) apply(s *source.Snapshot) {
 		if pod := a.wanted[ref]; pod != nil && w.isPlaceOf(pod) {
 			renewed := pod != w.listed
 			if renewed {
-				w.renew(pod)
+				a.renew(w, pod)
 				a.touchWorkload(w)
 				if pod.Redirection == source.RedirectionAbsent {
 					a.tellEnrolled(w.pod)

@@ -152,6 +152,7 @@ func (a *Agent) resolve(d destination) (answer *control.Route, known bool) {
 	}
 	r := a.router()
 	answer.Endpoints, answer.Reason, known = r.route(w.pod, d.address)
+	r.name(answer, d.address)
 	return answer, known
 }
 

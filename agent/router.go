@@ -125,7 +125,7 @@ func (r *router) endpoint(from *source.Pod, to netip.AddrPort, rule policy.RuleD
 	e := &control.Endpoint{Address: to.Addr().AsSlice(), Port: uint32(to.Port())}
 	pod := r.snapshot.PodByAddress(to.Addr())
 	if pod != nil {
-		e.Workload = pod.Ref()
+		e.Workload, e.Naming = pod.Ref(), namingOf(pod)
 	}
 	identity, byPolicy := r.mutual(pod, to.Port())
 	e.Reason = byPolicy

@@ -301,7 +301,7 @@ func (a *Agent) refused(r datapath.Refusal) {
 func workloadMessage(w *workload) *control.Workload {
 	m := &control.Workload{
 		Id: w.id, Namespace: w.pod.Namespace, Name: w.pod.Name, ServiceAccount: w.pod.ServiceAccount,
-		Identity:    w.identity.String(),
+		Identity: w.identity.String(), Naming: namingOf(w.pod),
 		DefaultMode: &control.PortMode{Mode: wireMode(w.modes.Default), Policy: w.decision.Policy.String()},
 	}
 	for _, address := range w.pod.Addresses {

@@ -168,7 +168,7 @@ func (a *Agent) welcomeMessage() *control.FromAgent {
 	for _, alias := range a.TrustDomainAliases {
 		m.TrustDomainAliases = append(m.TrustDomainAliases, alias.Name())
 	}
-	return &control.FromAgent{Message: &control.FromAgent_Welcome{Welcome: m}}
+	return &control.FromAgent{Message: &control.FromAgent_Welcome{Welcome: a.cluster(m)}}
 }
 
 // bundleMessage carries the roots of a trust domain.

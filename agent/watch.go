@@ -2,12 +2,12 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -87,16 +87,15 @@ func (o *observer) look(ctx context.Context, k kernel, everything time.Duration)
 		return err
 	}
 	begin := time.Now()
-	var errs []error
 	for _, cookie := range cookies {
-		errs = append(errs, o.lookInto(ctx, k, v, cookie))
+		if err := o.lookInto(ctx, k, v, cookie); err != nil {
+			o.memory.Unseen(cookie)
+			o.agent.log.Warn("open connections of a pod not read", "cookie", cookie, "error", err)
+		}
 	}
 	o.memory.Elsewhere(v.elsewhere(o.memory.Watched()))
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
 	o.lookout.looked = begin
-	return nil
+	return ctx.Err()
 }
 
 // poll takes only what is the loop's on the loop.
@@ -118,7 +117,13 @@ func (o *observer) poll(ctx context.Context, k kernel) (v *view, cookies []uint6
 			enrolled[cookie] = observedWorkload(w.pod)
 			cookies = append(cookies, cookie)
 		}
-		o.memory.Enrolled(enrolled) // here, so that no pod comes or goes in between
+		o.memory.Enrolled(enrolled, slices.Collect(maps.Keys(a.lingering))...) // here, so that no pod comes or goes in between
+		for ref, pod := range a.snapshot.Local() {
+			// One without an address has not started, and one whose sandbox ended runs no more.
+			if ended := a.ended[ref]; a.byPod[ref] == nil && len(pod.Addresses) > 0 && !pod.HostNetwork && (pod.UID == "" || ended.uid != pod.UID) {
+				o.memory.Unwatched(observedWorkload(pod))
+			}
+		}
 		return nil
 	})
 	if err != nil || v.snapshot == nil {
@@ -188,6 +193,7 @@ func (o *observer) arrived(w *workload, watched bool) {
 func (o *observer) leaving(cookie uint64) {
 	counts, now, err := readCounts(o.agent.path)
 	if err != nil {
+		o.memory.Missed()
 		o.agent.log.Warn("last plaintext connections of a pod not read", "cookie", cookie, "error", err)
 		return
 	}
@@ -221,6 +227,18 @@ func (v *view) elsewhere(watched []observe.Watched) map[string]map[string]bool {
 		nodes[key][pod.Node] = true
 	}
 	return nodes
+}
+
+// enrolledOn are the nodes that have enrolled pods of the namespace, or of any if it is empty.
+func (v *view) enrolledOn(namespace string) []string {
+	nodes := map[string]bool{}
+	for address := range v.snapshot.Addresses() {
+		pod := v.pod(address)
+		if pod != nil && (namespace == "" || pod.Namespace == namespace) && !nodes[pod.Node] && v.enrolled(pod) {
+			nodes[pod.Node] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(nodes))
 }
 
 // monotonic is the clock of the kernel's programs.

@@ -73,7 +73,7 @@ func (t *tunnel) deliverAs(ctx context.Context, w *workload, pod netip.Addr, por
 		}
 		client = randomPort(client)
 	}
-	return nil, nil, fmt.Errorf("deliver to port %d of %s: %w", port, w.spec.Load().name, err)
+	return nil, nil, fmt.Errorf("deliver to %s of %s: %w", netip.AddrPortFrom(pod, port), w.spec.Load().name, err)
 }
 
 func (t *tunnel) deliverOnce(ctx context.Context, w *workload, pod netip.Addr, port uint16, client netip.AddrPort, mark func(fd int)) (*net.TCPConn, error) {
@@ -90,7 +90,7 @@ func (t *tunnel) deliverOnce(ctx context.Context, w *workload, pod netip.Addr, p
 	if err != nil {
 		return nil, err
 	}
-	return connectSocket(ctx, f, client)
+	return connectUnnamed(ctx, f, client)
 }
 
 func randomPort(a netip.AddrPort) netip.AddrPort {

@@ -261,7 +261,7 @@ func (n *node) sendRoute(c *control.Conn, ask *control.RouteRequest) {
 	if err != nil || route == nil {
 		return
 	}
-	answer := &control.Route{Workload: ask.GetWorkload(), Address: ask.GetAddress(), Port: ask.GetPort(), Endpoints: route.Endpoints, Reason: route.Reason}
+	answer := &control.Route{Workload: ask.GetWorkload(), Address: ask.GetAddress(), Port: ask.GetPort(), Endpoints: route.Endpoints, Reason: route.Reason, Service: route.Service}
 	_ = c.Send(&control.FromAgent{Message: &control.FromAgent_Route{Route: answer}})
 }
 

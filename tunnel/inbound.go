@@ -150,11 +150,12 @@ func fromClient(s hbone.Stats) hbone.Stats { return hbone.Stats{Sent: s.Received
 
 // record begins the record of what source wants.
 func (c *inboundConn) record(s *spec, source netip.AddrPort, identity string) *record {
-	return &record{
+	r := &record{
 		tunnel: c.tunnel, workload: c.workload, direction: directionInbound, start: time.Now(),
-		source:      party{identity: identity, address: source},
-		destination: party{workload: s.name, identity: s.identity.String(), address: netip.AddrPortFrom(c.local, hbonePort)},
+		source: party{identity: identity, address: source}, destination: s.party(),
 	}
+	r.destination.address = netip.AddrPortFrom(c.local, hbonePort)
+	return r
 }
 
 // admit decides on a request.

@@ -25,21 +25,21 @@ func (t *tunnel) sweepTraffic(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			present := t.present()
-			t.Metrics.Traffic.Sweep(now, func(principal string) bool { return present[principal] })
+			t.Metrics.Traffic.Sweep(now, func(p telemetry.Party) bool { return present[p] })
 			t.tellLeftOut(now)
 		}
 	}
 }
 
-// present returns the identities that workloads have.
-func (t *tunnel) present() map[string]bool {
+// present returns what the workloads of this node are counted as. Several may be one: the pods of a Deployment.
+func (t *tunnel) present() map[telemetry.Party]bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	identities := make(map[string]bool, len(t.workloads))
+	parties := make(map[telemetry.Party]bool, len(t.workloads))
 	for _, w := range t.workloads {
-		identities[w.spec.Load().identity.String()] = true
+		parties[t.labels(w.spec.Load().party())] = true
 	}
-	return identities
+	return parties
 }
 
 // gauges returns what there is now.

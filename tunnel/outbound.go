@@ -26,13 +26,12 @@ func (t *tunnel) outbound(w *workload, app *net.TCPConn) {
 	defer func() { <-w.relays }()
 	client := addrPort(app.RemoteAddr())
 	s := w.spec.Load()
-	r := &record{
-		tunnel: t, workload: w, direction: directionOutbound, start: time.Now(),
-		source: party{workload: s.name, identity: s.identity.String(), address: client},
-	}
+	r := &record{tunnel: t, workload: w, direction: directionOutbound, start: time.Now(), source: s.party()}
+	r.source.address = client
 	destination, err := t.Redirection.OriginalDestination(app, s.addresses)
 	if err != nil {
 		reset(app)
+		t.Metrics.DestinationMissing.Add(1)
 		r.turnedAway(slog.LevelWarn, "connection reset: original destination unknown", telemetry.FlagsNoRoute,
 			"original destination unknown", slog.Any("error", err))
 		return
@@ -47,7 +46,7 @@ func (t *tunnel) outbound(w *workload, app *net.TCPConn) {
 	}
 	e := route.pick()
 	r.policy = e.reason
-	r.destination.workload = e.workload
+	r.destination.workload, r.destination.naming, r.destination.service = e.workload, e.naming, route.service
 	if e.action == control.Action_ACTION_REFUSE {
 		reset(app)
 		flags := telemetry.FlagsDenied

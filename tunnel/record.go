@@ -38,14 +38,8 @@ type party struct {
 	workload string // "namespace/name"
 	identity string
 	address  netip.AddrPort
-}
-
-func (p party) labels() telemetry.Party {
-	if p.identity != "" {
-		return telemetry.PartyOf(p.identity)
-	}
-	namespace, _, _ := strings.Cut(p.workload, "/")
-	return telemetry.Party{Namespace: namespace}
+	naming   naming
+	service  string // "namespace/name" of the one that a destination was reached by
 }
 
 // record is one connection as logs, metrics and the agent are told of it: one of complete, refused and turnedAway ends it,
@@ -174,7 +168,7 @@ func (r *record) countFailure(flags string) {
 func (r *record) labels(flags string) []telemetry.Labels {
 	l := telemetry.Labels{
 		Reporter: telemetry.ReporterSource, Flags: flags, Security: telemetry.SecurityUnknown,
-		Source: r.source.labels(), Destination: r.destination.labels(),
+		Source: r.tunnel.labels(r.source), Destination: r.tunnel.labels(r.destination),
 	}
 	if flags == telemetry.FlagsNone {
 		l.Security = telemetry.SecurityNone

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/culvert-mesh/culvert/tunnel/control"
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
 	"github.com/culvert-mesh/culvert/tunnel/telemetry"
@@ -199,7 +197,7 @@ func TestGauges(t *testing.T) {
 // bare returns a record without a network, and what is logged of it.
 func bare(access *AccessLog) (*record, *syncBuffer) {
 	logs := &syncBuffer{}
-	t := &tunnel{Options: Options{AccessLog: access, Metrics: telemetry.New()}, log: slog.New(slog.NewTextHandler(logs, nil))}
+	t := &tunnel{Options: Options{AccessLog: access, Metrics: telemetry.New()}, ids: newIdentities(), log: slog.New(slog.NewTextHandler(logs, nil))}
 	t.flows = newFlows(&t.Metrics.FlowsLost)
 	return &record{
 		tunnel: t, workload: &workload{id: 1}, direction: directionInbound, carried: carriedMTLS, mode: "STRICT", policy: "shop/strict", start: time.Now(),
@@ -284,21 +282,6 @@ func TestFloodHidesNoOther(t *testing.T) {
 		if !strings.Contains(logs.String(), want) {
 			t.Errorf("no %s in the log", want)
 		}
-	}
-}
-
-// TestPresent: the identities of this node, by which traffic is kept.
-func TestPresent(t *testing.T) {
-	tn := newTunnel(t.Context(), t.Context(), Options{})
-	w := tn.newWorkload(1)
-	w.spec.Store(&spec{identity: spiffeid.RequireFromString("spiffe://cluster.local/ns/shop/sa/till")})
-	tn.workloads[1] = w
-	if p := tn.present(); !p["spiffe://cluster.local/ns/shop/sa/till"] || len(p) != 1 {
-		t.Errorf("got %v", p)
-	}
-	tn.forget(1)
-	if len(tn.present()) != 0 {
-		t.Error("a workload that is gone is present")
 	}
 }
 

@@ -27,6 +27,7 @@ var errNoRoute = errors.New("no route: the agent did not answer in time")
 type route struct {
 	endpoints []endpoint
 	reason    string
+	service   string // "namespace/name" of the one that the destination belongs to
 }
 
 type endpoint struct {
@@ -35,6 +36,7 @@ type endpoint struct {
 	identity spiffeid.ID
 	local    uint64
 	workload string
+	naming   naming
 	reason   string
 }
 
@@ -49,7 +51,7 @@ func (r *route) pick() endpoint {
 // parseRoute reads a route. An endpoint that makes no sense refuses: leaving it out would send its share
 // of the connections elsewhere without a word.
 func parseRoute(m *control.Route) *route {
-	r := &route{reason: m.GetReason()}
+	r := &route{reason: m.GetReason(), service: m.GetService()}
 	for _, e := range m.GetEndpoints()[:min(len(m.GetEndpoints()), routeEndpoints)] {
 		parsed, err := parseEndpoint(e)
 		if err != nil {
@@ -59,13 +61,18 @@ func parseRoute(m *control.Route) *route {
 		if parsed.reason == "" {
 			parsed.reason = m.GetReason()
 		}
+		if n := len(r.endpoints); n > 0 && parsed.naming == r.endpoints[n-1].naming {
+			parsed.naming = r.endpoints[n-1].naming // of one Deployment: one copy is enough
+		}
 		r.endpoints = append(r.endpoints, parsed)
 	}
 	return r
 }
 
 func parseEndpoint(e *control.Endpoint) (endpoint, error) {
-	out := endpoint{action: e.GetAction(), local: e.GetLocalWorkload(), workload: e.GetWorkload(), reason: e.GetReason()}
+	out := endpoint{
+		action: e.GetAction(), local: e.GetLocalWorkload(), workload: e.GetWorkload(), naming: parseNaming(e.GetNaming()), reason: e.GetReason(),
+	}
 	var err error
 	switch out.action {
 	case control.Action_ACTION_HBONE:

@@ -99,7 +99,8 @@ type tunnel struct {
 	noise      noise
 	verifying  chan struct{} // bounds handshakes that the agent asked for
 	flows      *flows
-	connected  atomic.Bool // an agent has welcomed us
+	connected  atomic.Bool             // an agent has welcomed us
+	cluster    atomic.Pointer[cluster] // as an agent said; nil: none has
 
 	mu        sync.RWMutex
 	workloads map[uint64]*workload

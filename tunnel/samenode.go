@@ -40,7 +40,7 @@ func (t *tunnel) deliverSameNode(s *spec, e endpoint, r *record) (*net.TCPConn, 
 	if err := checkPort(to, e.address); err != nil {
 		return nil, nil, fmt.Errorf("same node: %w", err)
 	}
-	r.destination.workload = to.name
+	r.destination.workload, r.destination.naming = to.name, to.naming
 	r.mode = to.forPort(e.address.Port()).name()
 	return t.deliverAs(t.hard, target, e.address.Addr(), e.address.Port(), r.source.address, markSameNode)
 }

@@ -204,6 +204,7 @@ func (t *tunnel) welcome(ctx context.Context, wg *sync.WaitGroup, s *session, m 
 	if err := t.ids.welcome(m); err != nil {
 		return err
 	}
+	t.cluster.Store(&cluster{id: m.GetCluster(), domain: m.GetClusterDomain()})
 	s.welcome = true
 	t.tellSession(true)
 	t.log.Info("agent connected", "node", m.GetNode(), "trust_domain", m.GetTrustDomain())

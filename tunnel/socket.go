@@ -30,18 +30,27 @@ func bindAddress(f *os.File, source netip.Addr) error {
 
 // connectSocket connects a socket and turns it into a connection. The caller closes f in any case.
 func connectSocket(ctx context.Context, f *os.File, to netip.AddrPort) (*net.TCPConn, error) {
+	c, err := connectUnnamed(ctx, f, to)
+	if err != nil {
+		return nil, fmt.Errorf("connect %s: %w", to, err)
+	}
+	return c, nil
+}
+
+// connectUnnamed is the same for deliveries, of which errors are not to name the address: it is the client's.
+func connectUnnamed(ctx context.Context, f *os.File, to netip.AddrPort) (*net.TCPConn, error) {
 	deadline := time.Now().Add(connectTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
 	if err := f.SetWriteDeadline(deadline); err != nil {
-		return nil, fmt.Errorf("connect %s: %w", to, err)
+		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return nil, fmt.Errorf("connect %s: %w", to, err)
+		return nil, err
 	}
 	var connectErr error
 	started := false
@@ -53,7 +62,7 @@ func connectSocket(ctx context.Context, f *os.File, to netip.AddrPort) (*net.TCP
 		err = connectErr
 	}
 	if err != nil {
-		return nil, fmt.Errorf("connect %s: %w", to, errors.Join(err, ctx.Err()))
+		return nil, errors.Join(err, ctx.Err())
 	}
 	return tcpConn(f)
 }

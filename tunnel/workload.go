@@ -31,6 +31,7 @@ type portMode struct {
 type spec struct {
 	name      string // "namespace/name"
 	identity  spiffeid.ID
+	naming    naming
 	addresses []netip.Addr
 	mode      portMode
 	ports     map[uint16]portMode
@@ -46,7 +47,7 @@ func parseSpec(m *control.Workload) (*spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("workload %s: %w", name, err)
 	}
-	s := &spec{name: name, identity: identity, addresses: addresses, mode: parseMode(m.GetDefaultMode())}
+	s := &spec{name: name, identity: identity, naming: parseNaming(m.GetNaming()), addresses: addresses, mode: parseMode(m.GetDefaultMode())}
 	s.ports = make(map[uint16]portMode, len(m.GetPortModes()))
 	for _, p := range m.GetPortModes() {
 		if p.GetPort() == 0 || p.GetPort() > 65535 {

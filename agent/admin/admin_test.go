@@ -105,7 +105,7 @@ func TestErrorsOfTheNodeKeepTheirMeaning(t *testing.T) {
 		unknown bool
 		want    string
 	}{
-		"unknown workload": {fmt.Errorf("x/a: %w on this node", ErrUnknownWorkload), true, "agent: x/a: workload is not known on this node"},
+		"unknown workload": {fmt.Errorf("x/a: %w on this node", ErrUnknownWorkload), true, "x/a: workload is not known on this node"},
 		"any other":        {errors.New("no tunnel is connected"), false, "agent (the agent is Culvert v2, this is v1): no tunnel is connected"},
 		"too slow":         {context.DeadlineExceeded, false, "deadline exceeded"},
 	}

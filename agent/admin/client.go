@@ -110,7 +110,7 @@ func (c *Client) refused(answer *http.Response, body io.Reader) error {
 type unknownWorkload struct{ text string }
 
 // Error implements error.
-func (e *unknownWorkload) Error() string { return "agent: " + e.text }
+func (e *unknownWorkload) Error() string { return e.text }
 
 // Is makes errors.Is find ErrUnknownWorkload.
 func (e *unknownWorkload) Is(target error) bool { return target == ErrUnknownWorkload }

@@ -19,10 +19,17 @@ type Ready interface {
 	Readiness(ctx context.Context, namespace string, window time.Duration) (*Readiness, error)
 }
 
+// ReadinessForm counts the changes after which an older agent's answer is not enough.
+const ReadinessForm = 2
+
 // Readiness is what an agent has seen that matters to whoever wants to switch on STRICT.
 type Readiness struct {
 	Answer
-	Node          string       `json:"node"`
+	// Form is ReadinessForm of the agent. One that is older does not tell all that a verdict takes.
+	Form int    `json:"form"`
+	Node string `json:"node"`
+	// EnrolledOn are all nodes that have enrolled pods of the namespaces that were asked for.
+	EnrolledOn    []string     `json:"enrolledOn,omitempty"`
 	NodeAddresses []netip.Addr `json:"nodeAddresses,omitempty"`
 	Since         time.Time    `json:"since"`            // when the node began to watch
 	Dropped       time.Time    `json:"dropped,omitzero"` // plaintext seen until then may be missing
@@ -46,8 +53,8 @@ type Observed struct {
 	Since time.Time      `json:"since"`          // when this node began to watch it
 	Blind time.Time      `json:"blind,omitzero"` // until when a pod of it ran here that nobody watched
 	Ports []ObservedPort `json:"ports,omitempty"`
-	// Elsewhere are the other nodes that have pods of it, or had some in the window.
-	Elsewhere []string `json:"elsewhere,omitempty"`
+	// Elsewhere are the other nodes that have pods of it, or had some in the window, and a time at which they did.
+	Elsewhere map[string]time.Time `json:"elsewhere,omitempty"`
 }
 
 // ObservedPort is a port that the pods declare, or that somebody came to.

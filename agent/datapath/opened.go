@@ -18,12 +18,14 @@ type OpenPlaintext struct {
 	Count uint64
 }
 
-const (
-	tcpEstablished = 1
-	tcpCloseWait   = 8
-)
+// isOpen leaves out handshakes and what is over at both ends. A client that closed its side may still read, and one whose
+// server did may still write.
+func (k *diagSocket) isOpen() bool {
+	const established, finWait1, finWait2, closeWait = 1, 4, 5, 8
+	return k.state == established || k.state == finWait1 || k.state == finWait2 || k.state == closeWait
+}
 
-// OpenPlaintext lists the established connections of a pod that ClosePlaintext would close if all its ports were named.
+// OpenPlaintext lists the connections of a pod, once made, that ClosePlaintext would close if all its ports were named.
 func (d *Datapath) OpenPlaintext(netns *os.File, cookie uint64) ([]OpenPlaintext, error) {
 	var w bpf.MapsWorkload
 	if err := d.maps.Workloads.Lookup(cookie, &w); err != nil {
@@ -38,8 +40,7 @@ func (d *Datapath) OpenPlaintext(netns *os.File, cookie uint64) ([]OpenPlaintext
 	anyPort := func(uint16) bool { return true }
 	err := inNetns(netns, func() error {
 		return s.each(func(k diagSocket, inbound bool) error {
-			open := k.state == tcpEstablished || k.state == tcpCloseWait
-			if open && inbound && s.isPlaintext(k, anyPort) {
+			if k.isOpen() && inbound && s.isPlaintext(k, anyPort) {
 				counts[endpoint{k.id.local.Port(), k.id.remote.Addr().Unmap()}]++
 			}
 			return nil

@@ -10,7 +10,7 @@ const (
 	maxFloods  = 4096
 )
 
-// floods bounds what is remembered of refused and failed connections, by the workload that they were to reach.
+// floods bounds what is remembered of refused and failed connections, by the workload that they were to reach and by how they ended.
 type floods map[string]*flood
 
 type flood struct {
@@ -24,7 +24,7 @@ func (f floods) admits(e *Event) bool {
 	if e.Carried != Refused && e.Carried != Failed {
 		return true
 	}
-	key := e.Destination.name()
+	key := string(e.Carried) + " " + e.Destination.name()
 	of := f[key]
 	if of == nil {
 		if len(f) >= maxFloods {

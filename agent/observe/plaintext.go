@@ -3,6 +3,7 @@ package observe
 import (
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -72,6 +73,9 @@ func (r *Recorder) Leaving(cookie uint64, counts []Count, kernelNow uint64, peer
 	defer r.mu.Unlock()
 	of := r.seen.enrolled[cookie]
 	if of == nil {
+		if slices.ContainsFunc(counts, func(c Count) bool { return c.Cookie == cookie }) {
+			r.seen.dropped = time.Now() // of a pod that nobody ever named
+		}
 		return
 	}
 	at := reading{time.Now(), kernelNow, peer}

@@ -18,9 +18,9 @@ import (
 
 const (
 	// stateVersion is that of the file's form. Files of others are left out: nobody reads them.
-	stateVersion = 1
+	stateVersion = 2
 	// maxState bounds the file; of the kernel's 16,384 counts 24 bytes each are kept.
-	maxState       = 1 << 20
+	maxState       = 2 << 20
 	maxKernelState = 16384
 	kernelEntry    = 24
 )
@@ -32,8 +32,10 @@ type state struct {
 	Since     time.Time   `json:"since"`
 	Dropped   time.Time   `json:"dropped,omitzero"`
 	Workloads []Watched   `json:"workloads"`
-	Seen      []stateSeen `json:"seen"`   // the latest first
+	Seen      []stateSeen `json:"seen"`   // by rank, the latest first
 	Kernel    []byte      `json:"kernel"` // hash of the key, count and last, 8 bytes each
+	// Cookies are the workloads' network namespaces, of those that may be gone when the next agent starts, too.
+	Cookies map[uint64]int `json:"cookies,omitempty"`
 
 	now time.Time
 }
@@ -86,18 +88,21 @@ func (r *Recorder) state() *state {
 	for _, w := range r.seen.workloads {
 		index[w] = len(s.Workloads)
 		saved := *w // labels never change
-		saved.Left = maps.Clone(w.Left)
-		for node := range w.elsewhere { // it may have left before the next agent looks
-			if len(saved.Left) < maxLeft {
-				saved.leave(node, s.now)
-			}
-		}
+		saved.Left, saved.Elsewhere = maps.Clone(w.Left), maps.Clone(w.Elsewhere)
 		s.Workloads = append(s.Workloads, saved)
 	}
 	for _, x := range r.seen.by {
 		s.Seen = append(s.Seen, stateSeen{index[x.of], x.port, x.carried, x.peer, x.count, x.open, x.first.UnixMilli(), x.last.UnixMilli()})
 	}
-	slices.SortFunc(s.Seen, func(a, b stateSeen) int { return cmp.Compare(b.Last, a.Last) })
+	slices.SortFunc(s.Seen, func(a, b stateSeen) int {
+		return cmp.Or(cmp.Compare(a.Carried.rank(), b.Carried.rank()), cmp.Compare(b.Last, a.Last))
+	})
+	s.Cookies = map[uint64]int{}
+	for cookie, w := range r.seen.enrolled {
+		if i, known := index[w]; known {
+			s.Cookies[cookie] = i
+		}
+	}
 	for hash, c := range r.seen.kernel {
 		if len(s.Kernel) >= maxKernelState*kernelEntry {
 			break
@@ -118,6 +123,7 @@ func (s *state) encode() ([]byte, error) {
 		}
 		if len(s.Seen) == 0 { // workloads with very many labels
 			s.Workloads = s.Workloads[:len(s.Workloads)*3/4]
+			maps.DeleteFunc(s.Cookies, func(_ uint64, i int) bool { return i >= len(s.Workloads) })
 			s.Dropped = s.now
 			continue
 		}
@@ -217,6 +223,11 @@ func readState(path string) (*state, error) {
 			return nil, errors.New("an observation of no workload")
 		}
 	}
+	for _, i := range s.Cookies {
+		if i < 0 || i >= len(s.Workloads) {
+			return nil, errors.New("a network namespace of no workload")
+		}
+	}
 	return s, nil
 }
 
@@ -231,6 +242,9 @@ func (r *Recorder) restore(s *state, now time.Time) {
 		if w.Since.After(now) { // the clock was ahead
 			w.Since = now
 		}
+		if w.Blind.After(now) {
+			w.Blind = now
+		}
 		workloads[i] = &w
 		o.workloads[w.Key()] = &w
 	}
@@ -244,6 +258,9 @@ func (r *Recorder) restore(s *state, now time.Time) {
 			count: x.Count, open: x.Open, first: time.UnixMilli(x.First), last: last}
 	}
 	if s.Boot == r.boot {
+		for cookie, i := range s.Cookies {
+			o.enrolled[cookie] = o.workloads[workloads[i].Key()]
+		}
 		for entry := range slices.Chunk(s.Kernel, kernelEntry) {
 			o.kernel[binary.BigEndian.Uint64(entry)] = counted{binary.BigEndian.Uint64(entry[8:]), binary.BigEndian.Uint64(entry[16:])}
 		}

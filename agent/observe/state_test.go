@@ -43,7 +43,7 @@ func TestTheStateFileIsBounded(t *testing.T) {
 func TestLabelsDoNotKeepTheStateFromBeingSaved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "observed.json")
 	r := New(Options{Path: path})
-	r.Enrolled(map[uint64]Workload{1: {Namespace: "n", Pod: "p", Labels: map[string]string{"a": strings.Repeat("x", 2<<20)}}})
+	r.Enrolled(map[uint64]Workload{1: {Namespace: "n", Pod: "p", Labels: map[string]string{"a": strings.Repeat("x", 3<<20)}}})
 	if err := r.Save(); err != nil {
 		t.Fatal(err)
 	}

@@ -21,8 +21,8 @@ type Watched struct {
 	// Left are the other nodes that had pods of it and have none any more, and until when: what those nodes saw may be
 	// gone with them.
 	Left map[string]time.Time `json:"left,omitempty"`
-
-	elsewhere map[string]bool // other nodes that have pods of it
+	// Elsewhere are the other nodes that have pods of it, and since when they do, as far as this node knows.
+	Elsewhere map[string]time.Time `json:"elsewhere,omitempty"`
 }
 
 // replaced are labels that differ between a pod and the one that takes its place.
@@ -30,7 +30,8 @@ func replaced(label string) bool {
 	switch label {
 	case "pod-template-hash", "controller-revision-hash", "pod-template-generation", "apps.kubernetes.io/pod-index",
 		"statefulset.kubernetes.io/pod-name", "controller-uid", "batch.kubernetes.io/controller-uid", "job-name",
-		"batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index":
+		"batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index",
+		"app.kubernetes.io/version", "helm.sh/chart": // of a release
 		return true
 	}
 	return false
@@ -71,8 +72,9 @@ func (o *observations) workload(w Workload, now time.Time) *Watched {
 	return known
 }
 
-// Enrolled tells which workloads there are on the node, by the cookies of their network namespaces.
-func (r *Recorder) Enrolled(all map[uint64]Workload) {
+// Enrolled tells which workloads there are on the node, by the cookies of their network namespaces; lingering are those of
+// pods that are no object any more and may still run.
+func (r *Recorder) Enrolled(all map[uint64]Workload, lingering ...uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
@@ -81,6 +83,34 @@ func (r *Recorder) Enrolled(all map[uint64]Workload) {
 		r.seen.now[cookie] = true
 		r.seen.enrolled[cookie] = r.seen.workload(w, now)
 	}
+	for _, cookie := range lingering {
+		r.seen.now[cookie] = true
+	}
+}
+
+// Unwatched tells of a pod that runs and is not enrolled. It matters if others of its workload are, or were.
+func (r *Recorder) Unwatched(w Workload) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known := r.seen.workloads[w.Key()]; known != nil {
+		known.Blind = time.Now()
+	}
+}
+
+// Unseen tells of an enrolled workload whose connections could not be looked at.
+func (r *Recorder) Unseen(cookie uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known := r.seen.enrolled[cookie]; known != nil {
+		known.Blind = time.Now()
+	}
+}
+
+// Missed tells that plaintext connections may have come of which nothing is known.
+func (r *Recorder) Missed() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seen.dropped = time.Now()
 }
 
 // Arrived tells of a workload before Enrolled does. watched says that the kernel has counted its connections from the
@@ -99,19 +129,27 @@ func (r *Recorder) Arrived(cookie uint64, w Workload, watched bool) {
 	r.seen.now[cookie], r.seen.enrolled[cookie] = true, known
 }
 
-// Elsewhere tells which other nodes have pods of which workload, by Key. The maps are the Recorder's from then on.
+// Elsewhere tells which other nodes have pods of which workload, by Key.
 func (r *Recorder) Elsewhere(nodes map[string]map[string]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
 	for key, w := range r.seen.workloads {
-		for node := range w.elsewhere {
+		for node := range w.Elsewhere {
 			if !nodes[key][node] {
 				w.leave(node, now)
+				delete(w.Elsewhere, node)
 			}
 		}
-		w.elsewhere = nodes[key]
-		maps.DeleteFunc(w.Left, func(node string, at time.Time) bool { return w.elsewhere[node] || now.Sub(at) > r.window })
+		for node := range nodes[key] {
+			if w.Elsewhere == nil {
+				w.Elsewhere = map[string]time.Time{}
+			}
+			if w.Elsewhere[node].IsZero() {
+				w.Elsewhere[node] = now
+			}
+		}
+		maps.DeleteFunc(w.Left, func(node string, at time.Time) bool { return nodes[key][node] || now.Sub(at) > r.window })
 	}
 }
 
@@ -124,19 +162,24 @@ func (w *Watched) leave(node string, now time.Time) {
 		oldest := slices.MinFunc(slices.Collect(maps.Keys(w.Left)), func(a, b string) int {
 			return cmp.Or(w.Left[a].Compare(w.Left[b]), cmp.Compare(a, b))
 		})
+		if until := w.Left[oldest]; until.After(w.Blind) {
+			w.Blind = until // nobody asks that node any more
+		}
 		delete(w.Left, oldest)
 	}
 }
 
-// Nodes are the other ones that have pods of the workload, or had some since then.
-func (w *Watched) Nodes(since time.Time) []string {
-	nodes := slices.Collect(maps.Keys(w.elsewhere))
+// Nodes are the other ones that have pods of the workload, or had some since then, and a time at which they did.
+func (w *Watched) Nodes(since time.Time) map[string]time.Time {
+	nodes := maps.Clone(w.Elsewhere)
 	for node, until := range w.Left {
+		if nodes == nil {
+			nodes = map[string]time.Time{}
+		}
 		if !until.Before(since) {
-			nodes = append(nodes, node)
+			nodes[node] = until
 		}
 	}
-	slices.Sort(nodes)
 	return nodes
 }
 
@@ -147,7 +190,7 @@ func (r *Recorder) Watched() []Watched {
 	all := make([]Watched, 0, len(r.seen.workloads))
 	for _, w := range r.seen.workloads {
 		copied := *w
-		copied.Left = maps.Clone(w.Left)
+		copied.Left, copied.Elsewhere = maps.Clone(w.Left), maps.Clone(w.Elsewhere)
 		all = append(all, copied)
 	}
 	slices.SortFunc(all, func(a, b Watched) int {

@@ -1,6 +1,7 @@
 package observe
 
 import (
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -62,7 +63,7 @@ func TestNodesThatPodsLeftAreRemembered(t *testing.T) {
 		nodes := func(want ...string) {
 			t.Helper()
 			w := watchedCart(t, r)
-			if got := w.Nodes(time.Now().Add(-24 * time.Hour)); !slices.Equal(got, want) {
+			if got := slices.Sorted(maps.Keys(w.Nodes(time.Now().Add(-24 * time.Hour)))); !slices.Equal(got, want) {
 				t.Errorf("nodes %v, want %v", got, want)
 			}
 		}
@@ -113,6 +114,53 @@ func TestConnectionsOfAPodThatLeavesAreCounted(t *testing.T) {
 	got := r.Observations(time.Time{})
 	if len(got) != 1 || got[0].Count != 3 {
 		t.Errorf("observed %+v", got)
+	}
+}
+
+func TestPlaintextToAPodThatLeftWhileTheAgentWasAway(t *testing.T) {
+	r := New(Options{Path: filepath.Join(t.TempDir(), "observed.json"), Boot: "a"})
+	r.Arrived(1, cart, true)
+	r = restarted(t, r)
+	r.Leaving(1, []Count{{Cookie: 1, Port: 80, Peer: legacy, Count: 3, LastNanoseconds: 50}}, 100, outside)
+	if got := r.Observations(time.Time{}); len(got) != 1 || got[0].Count != 3 {
+		t.Errorf("observed %+v", got)
+	}
+	if _, dropped := r.Since(); !dropped.IsZero() {
+		t.Error("something is said to be missing")
+	}
+	r.Leaving(2, []Count{{Cookie: 2, Port: 80, Peer: legacy, Count: 1, LastNanoseconds: 50}}, 100, outside)
+	if _, dropped := r.Since(); dropped.IsZero() {
+		t.Error("nobody ever named the other pod, and nothing is said to be missing")
+	}
+}
+
+func TestAPodOutsideTheMeshOfAKnownWorkloadIsAGap(t *testing.T) {
+	r := New(Options{})
+	r.Arrived(1, cart, true)
+	r.Unwatched(Workload{Namespace: "shop", ServiceAccount: "other"})
+	if w := watchedCart(t, r); !w.Blind.IsZero() {
+		t.Errorf("another workload's pod: %+v", w)
+	}
+	r.Unwatched(cart)
+	if w := watchedCart(t, r); w.Blind.IsZero() {
+		t.Errorf("%+v", w)
+	}
+}
+
+func TestPlaintextIsTheLastToBeLeftOutOfTheFile(t *testing.T) {
+	r := New(Options{Path: filepath.Join(t.TempDir(), "observed.json")})
+	now := time.Now()
+	w := r.seen.workload(cart, now)
+	r.seen.add(w, 80, Plaintext, outside(legacy), 1, now.Add(-time.Hour))
+	s := r.state()
+	for range 40000 {
+		s.Seen = append(s.Seen, stateSeen{Carried: MTLS, Peer: Peer{Identity: "spiffe://cluster.local/ns/a-namespace/sa/an-account-with-a-name"}, Last: now.UnixMilli()})
+	}
+	if _, err := s.encode(); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Seen) >= 40000 || s.Seen[0].Carried != Plaintext || !s.Dropped.IsZero() {
+		t.Errorf("%d are left, the first %+v, dropped %v", len(s.Seen), s.Seen[0], s.Dropped)
 	}
 }
 

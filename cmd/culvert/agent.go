@@ -152,6 +152,7 @@ func (f *agentFlags) options(log *slog.Logger) (agent.Options, error) {
 		MeshRanges:    ranges,
 		RootNamespace: f.rootNamespace,
 		ClusterDomain: f.domain,
+		ClusterID:     f.identity.clusterID,
 		Enroll:        enroll.Options{InjectionLabel: f.injectionLabel},
 		Logger:        log,
 	}

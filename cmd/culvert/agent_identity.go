@@ -41,7 +41,7 @@ func (f *identityFlags) register(c *cobra.Command) {
 	flags.StringVar(&f.caToken, "ca-token", "/var/run/secrets/culvert/token", "file with the agent's token for the certificate authority")
 	flags.StringVar(&f.caRoots, "ca-roots", "/var/run/secrets/culvert/root/root-cert.pem", "PEM file of the trust domain's roots, followed while it changes")
 	flags.StringVar(&f.caName, "ca-server-name", "", "name in the authority's certificate (default: the host of --ca-address)")
-	flags.StringVar(&f.clusterID, "cluster-id", "Kubernetes", "this cluster's name, as Istio's authority knows it")
+	flags.StringVar(&f.clusterID, "cluster-id", "Kubernetes", "this cluster's name, as Istio's authority knows it and metrics show it")
 	flags.StringVar(&f.broker, "spiffe-broker", "", "SVIDs from SPIFFE: unix:///path of the Broker API, which needs --spiffe-workload-api too")
 	flags.StringVar(&f.spireAdmin, "spiffe-admin", "", "SVIDs from SPIRE: unix:///path of its agent's admin socket (Delegated Identity API); beside --spiffe-broker for when that fails")
 	flags.StringVar(&f.workloadAPI, "spiffe-workload-api", "", "unix:///path of the SPIFFE Workload API, for the agent's own identity")

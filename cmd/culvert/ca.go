@@ -48,6 +48,7 @@ namespace, and to agents by a stream.`,
 			options.Collectors = []prometheus.Collector{
 				telemetry.BuildInfo("ca", version), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 			}
+			options.ServeStatus = serveStatus
 			kube.LogTo(options.Logger)
 			return server.Run(c.Context(), options)
 		},

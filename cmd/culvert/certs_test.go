@@ -291,7 +291,7 @@ func TestVerify(t *testing.T) {
 		"accepted, as JSON":      {append(pods, "--admin-socket", accepts, "-o", "json"), nil, 0, `"ok": true`, "", ""},
 		"another node accepts":   {append(pods, "--admin-socket", elsewhere), &fakeCluster{socket: accepts}, 0, "both sides accept", remote, ""},
 		"another node refuses":   {append(pods, "--admin-socket", elsewhere), &fakeCluster{socket: refuses}, 1, "nobody listens on", remote, "exit code 1"},
-		"another node knows not": {append(pods, "--admin-socket", elsewhere), &fakeCluster{socket: elsewhere}, 1, "", remote, "agent: shop/cart-1: workload is not known on this node"},
+		"another node knows not": {append(pods, "--admin-socket", elsewhere), &fakeCluster{socket: elsewhere}, 1, "", remote, "shop/cart-1: workload is not known on this node"},
 		"unknown, no cluster":    {append(pods, "--admin-socket", elsewhere), nil, 1, "", "", "no kubeconfig"},
 		"only the local":         {append(pods, "--admin-socket", elsewhere, "--local"), nil, 1, "", "", "workload is not known on this node"},
 		"an older agent":         {append(pods, "--admin-socket", elsewhere), &fakeCluster{}, 1, "", remote, "older version"},

@@ -22,9 +22,9 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/telemetry"
 )
 
-const stallers = 200
+const stallers = 100
 
-// TestStallersKeepNobodyAway: two hundred that ask, read one byte and stall, all from the very address that Prometheus, or
+// TestStallersKeepNobodyAway: a hundred that ask, read one byte and stall, all from the very address that Prometheus, or
 // a browser, comes from.
 func TestStallersKeepNobodyAway(t *testing.T) {
 	metrics := telemetry.New()
@@ -54,6 +54,7 @@ func TestStallersKeepNobodyAway(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s, err := listenStatus("127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
@@ -94,6 +95,38 @@ func TestStallersKeepNobodyAway(t *testing.T) {
 	}
 }
 
+// TestStallersKeepNobodyFromACA: its status is served as that of agents and tunnels is.
+func TestStallersKeepNobodyFromACA(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	many := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "many", Help: "Many."}, []string{"label"})
+	for i := range 2000 {
+		many.WithLabelValues(fmt.Sprint(strings.Repeat("x", 500), i)).Set(1)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(many)
+	ctx, cancel := context.WithCancel(t.Context())
+	var served sync.WaitGroup
+	served.Go(func() {
+		health := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "health at ", r.URL.Path) })
+		if err := serveStatus(ctx, l, registry, health); err != nil {
+			t.Error(err)
+		}
+	})
+	defer served.Wait()
+	defer cancel()
+	for range maxCrowd {
+		defer stall(t, l.Addr().String(), "/metrics", true).Close()
+	}
+	for path, least := range map[string]int{"/metrics": 1 << 19, "/readyz": len("health at /readyz")} {
+		if got, err := get("http://" + l.Addr().String() + path); err != nil || len(got) < least {
+			t.Errorf("%s: %d bytes, %v", path, len(got), err)
+		}
+	}
+}
+
 type pageOf struct{ page nodepage.Page }
 
 func (p pageOf) Page(context.Context) (nodepage.Page, error) { return p.page, nil }
@@ -130,7 +163,10 @@ func connected(all []net.Conn) (n int) {
 
 // get is a scrape as Prometheus does it.
 func get(url string) ([]byte, error) {
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	return getWith(&http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}, url)
+}
+
+func getWith(client *http.Client, url string) ([]byte, error) {
 	answer, err := client.Get(url)
 	if err != nil {
 		return nil, err
@@ -140,6 +176,43 @@ func get(url string) ([]byte, error) {
 		return nil, fmt.Errorf("status %s", answer.Status)
 	}
 	return io.ReadAll(answer.Body)
+}
+
+// TestNobodyIsCutOffByOthersOfItsAddress: a hundred in lock step ask for some hundred kilobytes, five times.
+func TestNobodyIsCutOffByOthersOfItsAddress(t *testing.T) {
+	many := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "many", Help: "Many."}, []string{"label"})
+	for i := range 300 {
+		many.WithLabelValues(fmt.Sprint(strings.Repeat("x", 500), i)).Set(1)
+	}
+	s, err := listenStatus("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.registry.MustRegister(many)
+	ctx, cancel := context.WithCancel(t.Context())
+	var served sync.WaitGroup
+	served.Go(func() {
+		if err := s.run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	defer served.Wait()
+	defer cancel()
+	clients := make([]*http.Client, 100) // which would like to keep their connections
+	for i := range clients {
+		clients[i] = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{}}
+	}
+	for range 5 {
+		var round sync.WaitGroup
+		for _, client := range clients {
+			round.Go(func() {
+				if got, err := getWith(client, "http://"+s.listener.Addr().String()+"/metrics"); err != nil || len(got) < 150<<10 {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			})
+		}
+		round.Wait()
+	}
 }
 
 // named is a connection of an address.
@@ -158,54 +231,138 @@ func (n *named) Close() error {
 	return nil
 }
 
+// door is a listener to which connections come as a test wants.
+type door chan net.Conn
+
+func (d door) Accept() (net.Conn, error) {
+	if conn, ok := <-d; ok {
+		return conn, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (door) Close() error   { return nil }
+func (door) Addr() net.Addr { return nil }
+
 func TestWhoMakesRoom(t *testing.T) {
-	type entrant struct {
+	const one, another = "10.0.0.1", "10.0.0.9"
+	served := func(g *guest) { g.asked() }
+	silent := func(*guest) {}
+	stalled := func(g *guest) {
+		g.asked()
+		g.since.Store(time.Now().UnixNano())
+	}
+	type first struct {
 		from string
-		idle bool
+		is   func(*guest)
 	}
 	tests := map[string]struct {
-		first []entrant // the others come from 10.0.0.9
-		left  int       // who of first; -1: one of the others
+		first  first         // the others are of another address
+		others func(*guest)  // what they are
+		from   string        // the newcomer
+		gone   int           // 0: the first; 1: the first of the others; -1: nobody
+		after  time.Duration // the newcomer is in; 0: it is sent away
 	}{
-		"the one that has stalled for longest": {[]entrant{{"10.0.0.9", false}}, 0},
-		"not the only one of an address":       {[]entrant{{"10.0.0.1", false}}, -1},
-		"not even when it is idle":             {[]entrant{{"10.0.0.1", true}}, -1},
-		"an idle one first":                    {[]entrant{{"10.0.0.9", false}, {"10.0.0.9", true}}, 1},
+		"who stalls, for one of its address":                    {first{another, stalled}, served, another, 0, patience},
+		"who stalls, for one of another":                        {first{another, stalled}, served, "10.0.0.2", 0, patience},
+		"who does not ask":                                      {first{another, silent}, served, another, 0, patience},
+		"who has stalled for longest":                           {first{another, stalled}, stalled, another, 0, patience},
+		"nobody who is served, for others of its address":       {first{another, served}, served, another, -1, 0},
+		"who is served, for an address that has nobody":         {first{another, served}, served, "10.0.0.2", 0, patience},
+		"not the only one of an address":                        {first{one, stalled}, stalled, "10.0.0.2", 1, patience},
+		"not the only one of an address, for one that has most": {first{one, stalled}, served, another, -1, 0},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := &crowd{open: map[net.Conn]member{}}
+				d := make(door)
+				c := newCrowd(d)
+				in := make(chan *guest, maxCrowd+1)
+				var receiving, accepting sync.WaitGroup
+				receiving.Go(c.receive)
+				accepting.Go(func() {
+					for {
+						conn, err := c.Accept()
+						if err != nil {
+							return
+						}
+						in <- conn.(*guest)
+					}
+				})
 				var all []*named
 				enter := func(from string) *named {
 					n := &named{from: from}
 					all = append(all, n)
-					c.changed(n, http.StateNew)
-					time.Sleep(time.Millisecond)
+					d <- n
 					return n
 				}
-				for _, e := range test.first {
-					n := enter(e.from)
-					if c.changed(n, http.StateActive); e.idle {
-						c.changed(n, http.StateIdle)
-					}
-					time.Sleep(time.Millisecond)
-				}
+				enter(test.first.from)
+				test.first.is(<-in)
 				for len(all) < maxCrowd {
-					enter("10.0.0.9")
+					time.Sleep(time.Millisecond)
+					enter(another)
+					test.others(<-in)
 				}
-				enter("10.0.0.2")
-				for i, n := range all {
-					left := i == test.left || test.left < 0 && i == len(test.first)
-					if n.closed != left {
-						t.Errorf("connection %d of %s: closed %v, want %v", i, n.from, n.closed, left)
+				begin := time.Now()
+				newcomer := enter(test.from)
+				select {
+				case g := <-in:
+					if g.Conn != newcomer || test.after == 0 || time.Since(begin) > test.after+doorstep {
+						t.Errorf("it was in after %s, want %s", time.Since(begin), test.after)
 					}
-					c.changed(n, http.StateClosed)
+				case <-time.After(maxWait + time.Second):
+					synctest.Wait()
+					if test.after > 0 || !newcomer.closed {
+						t.Errorf("it was not let in, and sent away: %v", newcomer.closed)
+					}
 				}
-				if len(c.open) != 0 {
-					t.Errorf("%d connections are remembered that have ended", len(c.open))
+				synctest.Wait()
+				for i, n := range all[:maxCrowd] {
+					if n.closed != (i == test.gone) {
+						t.Errorf("connection %d of %s: closed %v", i, n.from, n.closed)
+					}
 				}
+				close(d)
+				accepting.Wait()
+				close(c.done)
+				receiving.Wait()
 			})
 		})
 	}
+}
+
+// TestTooManyWait: of the address of which most wait, one is sent away, and who leaves lets the next in at once.
+func TestTooManyWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(make(door))
+		var in []*guest
+		arrive := func(from string) *named {
+			n := &named{from: from}
+			c.arrive(n)
+			if g := c.next(time.Now()); g != nil {
+				g.asked()
+				in = append(in, g)
+			}
+			return n
+		}
+		alone := arrive("10.0.0.1")
+		var all []*named
+		for range maxCrowd + 2*maxWaiting {
+			all = append(all, arrive("10.0.0.9"))
+		}
+		last := arrive("10.0.0.1")
+		closed := 0
+		for _, n := range all {
+			if n.closed {
+				closed++
+			}
+		}
+		if len(in) != maxCrowd || len(c.waiting) != maxWaiting || closed != maxWaiting+2 || alone.closed || last.closed {
+			t.Errorf("%d in, %d wait, %d sent away; the others: %v, %v", len(in), len(c.waiting), closed, alone.closed, last.closed)
+		}
+		_ = in[1].Close()
+		if g := c.next(time.Now()); g == nil || g.Conn != last {
+			t.Error("who has fewer places was not the next")
+		}
+	})
 }

@@ -23,6 +23,9 @@ const (
 	maxFollowed = 64
 	// followPause is how long to wait for an agent that did not answer.
 	followPause = 3 * time.Second
+	// followWait is how long a command in another node's agent waits for something to happen. It goes on when this one has
+	// ended, and there are few who may wait.
+	followWait = 5 * time.Second
 )
 
 func newFlowsCommand() *cobra.Command {
@@ -242,8 +245,11 @@ func (f *flowsFlags) followOne(ctx context.Context, c cluster, t told[admin.Flow
 	failing := !met
 	for ctx.Err() == nil {
 		wait := admin.MaxFlowsWait
-		if failing {
+		switch {
+		case failing:
 			wait = 0 // to say at once that it is back
+		case c != nil:
+			wait = followWait
 		}
 		l, err := f.askOne(ctx, c, t.node, after, wait)
 		if err != nil {

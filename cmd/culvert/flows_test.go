@@ -143,6 +143,13 @@ func TestFollowing(t *testing.T) {
 	if err := <-ended; codeOf(err) != 130 {
 		t.Errorf("code %d: %v", codeOf(err), err)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, asked := range c.asked[1:] { // what is left running there ends soon
+		if !strings.HasSuffix(asked, "--wait 5s") {
+			t.Errorf("asked %s", asked)
+		}
+	}
 	if n := strings.Count(out.String(), "a/second"); n != 1 {
 		t.Errorf("told %d times:\n%s", n, out.String())
 	}

@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -86,9 +89,45 @@ func TestNobodyElseSteersTheTerminal(t *testing.T) {
 			s := &screen{wide: wide}
 			show(s)
 			text := s.text.String()
-			if text == "" || strings.ContainsAny(text, "\x1b\r\u009b\u202e") || strings.Contains(text, "\nFAKE") && name != "policy lint" {
+			if text == "" || strings.ContainsAny(text, "\x1b\r\u009b\u202e") || strings.Contains(text, "\nFAKE") {
 				t.Errorf("%s, wide %v: %q", name, wide, text)
 			}
+		}
+	}
+}
+
+// TestNoFileSteersTheTerminal has manifests with control characters wherever they are repeated: in kinds, names, keys and
+// values.
+func TestNoFileSteersTheTerminal(t *testing.T) {
+	const escaped = `"a\u001b[2J\u009b31m\rx\nFAKE\u202e"`
+	const head = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: n}\n"
+	path := filepath.Join(t.TempDir(), "evil.yaml")
+	text := strings.Join([]string{
+		head + "spec: {portLevelMtls: {" + escaped + ": {mode: STRICT}}}\n",
+		head + "spec: {selector: {matchLabels: {a: b}}, portLevelMtls: {80: {" + escaped + ": STRICT}}}\n",
+		head + "spec: {mtls: {mode: " + escaped + "}}\n",
+		strings.Replace(head, "name: p", "name: "+escaped, 1),
+		"apiVersion: v1\nkind: " + escaped + "\nmetadata: {name: p, namespace: n}\n",
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: n, labels: {" + escaped + ": " + escaped + "}}\nspec: {containers: [{name: " + escaped + "}]}\n",
+	}, "---\n")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"policy", "lint", "-f", path}, {"policy", "explain", "-f", path, "-o", "wide"}, {"readiness", "n", "--policy", path},
+	} {
+		var out bytes.Buffer
+		c := newRootCommand()
+		c.SetArgs(args)
+		c.SetOut(&out)
+		c.SetErr(&out)
+		err := c.ExecuteContext(t.Context())
+		if err == nil {
+			t.Errorf("%v: no error", args)
+		}
+		said := out.String() + printable(fmt.Sprint(err))
+		if !strings.Contains(said, "FAKE") || strings.ContainsAny(said, "\x1b\r\u009b\u202e") || strings.Contains(said, "\nFAKE") {
+			t.Errorf("%v: %q", args, said)
 		}
 	}
 }

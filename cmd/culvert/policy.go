@@ -68,9 +68,24 @@ func (f *policyFlags) enroll() enroll.Options {
 func counts(kinds map[string]int) string {
 	parts := make([]string, 0, len(kinds))
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
-		parts = append(parts, fmt.Sprintf("%d %s", kinds[kind], kind))
+		parts = append(parts, fmt.Sprintf("%d %s", kinds[kind], plain(kind)))
 	}
 	return strings.Join(parts, ", ")
+}
+
+// noteUnread says what of the manifests could not be used, one a line, and what was passed over.
+func noteUnread(w io.Writer, r file.Result) {
+	for _, e := range r.Errors {
+		fmt.Fprintln(w, onOneLine(e.Error()))
+	}
+	if len(r.Skipped) > 0 {
+		fmt.Fprintln(w, "passed over:", counts(r.Skipped))
+	}
+}
+
+// onOneLine is printable for what must not look like two.
+func onOneLine(text string) string {
+	return strings.NewReplacer("\n", "?", "\t", " ").Replace(printable(text))
 }
 
 // failed is the error of a run that left something out, or nil.

@@ -20,12 +20,7 @@ func (f *policyFlags) read(c *cobra.Command) (file.Result, error) {
 	if err != nil {
 		return r, err
 	}
-	for _, e := range r.Errors {
-		fmt.Fprintln(c.ErrOrStderr(), printable(e.Error()))
-	}
-	if len(r.Skipped) > 0 {
-		fmt.Fprintln(c.ErrOrStderr(), "passed over:", counts(r.Skipped))
-	}
+	noteUnread(c.ErrOrStderr(), r)
 	return r, nil
 }
 

@@ -102,7 +102,7 @@ func remarksText(all []remark) string {
 		if r.Line > 0 {
 			fmt.Fprintf(&b, "%s:%d: ", plain(r.File), r.Line)
 		}
-		fmt.Fprintln(&b, printable(fmt.Sprint(r.Finding)))
+		fmt.Fprintln(&b, onOneLine(r.Finding.String()))
 	}
 	return b.String()
 }

@@ -133,17 +133,12 @@ func (f *readinessFlags) read(c *cobra.Command) (*file.Result, error) {
 		return nil, nil
 	}
 	r := file.Read(f.policies, c.InOrStdin())
-	for _, e := range r.Errors {
-		fmt.Fprintln(c.ErrOrStderr(), e)
-	}
+	noteUnread(c.ErrOrStderr(), r)
 	switch {
 	case len(r.Errors) > 0:
 		return nil, fmt.Errorf("--policy: %d of its documents cannot be used", len(r.Errors))
 	case len(r.Policies) == 0:
 		return nil, errors.New("--policy: there is no PeerAuthentication in it")
-	}
-	if len(r.Skipped) > 0 {
-		fmt.Fprintln(c.ErrOrStderr(), "passed over:", counts(r.Skipped))
 	}
 	return &r, nil
 }

@@ -61,7 +61,9 @@ type judgedWorkload struct {
 	Unheard []string     `json:"unheard,omitempty"`
 	Ports   []judgedPort `json:"ports"`
 
-	elsewhere []string
+	elsewhere map[string]time.Time
+	dropped   time.Time // the latest of the nodes that have seen it
+	forgotten string    // node that does not remember all of it
 }
 
 type judgedPort struct {
@@ -99,6 +101,7 @@ func newJudge(answers []*admin.Readiness, silent []nodeError, window time.Durati
 		}
 		j.align(a)
 	}
+	j.missing()
 	return j
 }
 
@@ -121,7 +124,6 @@ func (j *judge) report() (*readinessReport, error) {
 	for i := range j.proposed {
 		r.Proposed = append(r.Proposed, j.proposed[i].Ref().String())
 	}
-	dropped := time.Time{}
 	for _, a := range j.answers {
 		r.ProbesExcluded += a.ProbesExcluded
 		for _, n := range a.NotEnrolled {
@@ -130,16 +132,13 @@ func (j *judge) report() (*readinessReport, error) {
 				r.Verdict = worse(r.Verdict, verdictUnknown)
 			}
 		}
-		if a.Dropped.After(dropped) {
-			dropped = a.Dropped
-		}
 		for _, n := range a.UnreadablePolicies {
 			r.Verdict = worse(r.Verdict, verdictUnknown)
 			j.notes = append(j.notes, fmt.Sprintf("node %s: a PeerAuthentication of namespace %q cannot be read: modes may be others", a.Node, n))
 		}
 	}
 	for _, w := range j.merged() {
-		doubt := j.doubt(w, dropped)
+		doubt := j.doubt(w)
 		for i := range w.Ports {
 			j.judgePort(&w.Workload, doubt, &w.Ports[i], inForce, after)
 			r.Verdict = worse(r.Verdict, w.Ports[i].Verdict)
@@ -204,12 +203,12 @@ func (j *judge) merged() []*judgedWorkload {
 			key := w.Key()
 			m := all[key]
 			if m == nil {
-				m = &judgedWorkload{Workload: w.Workload, Since: w.Since}
+				m = &judgedWorkload{Workload: w.Workload, Since: w.Since, elsewhere: map[string]time.Time{}}
 				all[key] = m
 			}
 			m.Pods = append(m.Pods, w.Pods...)
 			m.Nodes = append(m.Nodes, a.Node)
-			m.elsewhere = append(m.elsewhere, w.Elsewhere...)
+			j.recall(m, a, w)
 			if w.Since.Before(m.Since) {
 				m.Since = w.Since
 			}
@@ -222,11 +221,11 @@ func (j *judge) merged() []*judgedWorkload {
 		}
 	}
 	var kept []*judgedWorkload
-	for _, w := range all {
+	for key, w := range all {
 		slices.Sort(w.Pods)
 		slices.Sort(w.Nodes)
-		w.Unheard = j.unheard(w.elsewhere)
-		if len(w.Pods) == 0 && !slices.ContainsFunc(w.Ports, func(p judgedPort) bool { return len(p.Peers) > 0 }) {
+		w.Unheard, w.forgotten = j.unheard(w), j.forgetful(key, w)
+		if len(w.Pods) == 0 && len(w.Unheard) == 0 && !slices.ContainsFunc(w.Ports, func(p judgedPort) bool { return len(p.Peers) > 0 }) {
 			continue // gone, and nobody came
 		}
 		if len(w.Ports) == 0 {

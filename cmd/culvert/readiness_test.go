@@ -27,7 +27,7 @@ func observedPeer(how observe.Carried, p observe.Peer) admin.ObservedPeer {
 // watchedFor is what a node has seen of shop/cart's port 8080.
 func watchedFor(node string, d time.Duration, peers ...admin.ObservedPeer) *admin.Readiness {
 	since := time.Now().Add(-d)
-	return &admin.Readiness{Node: node, Since: since, RootNamespace: "istio-system", KnownNames: []string{"shop"}, ProbesExcluded: 7,
+	return &admin.Readiness{Form: admin.ReadinessForm, Node: node, Since: since, RootNamespace: "istio-system", KnownNames: []string{"shop"}, ProbesExcluded: 7,
 		Workloads: []admin.Observed{{
 			Workload: observe.Workload{Namespace: "shop", ServiceAccount: "cart", Pod: "cart-" + node, Labels: map[string]string{"app": "cart"}},
 			Pods:     []string{"shop/cart-" + node}, Since: since, Ports: []admin.ObservedPort{{Port: 8080, Declared: true, Peers: peers}},
@@ -55,7 +55,14 @@ func TestIsStrictSafe(t *testing.T) {
 	blind := watchedFor("n1", week, fromFront)
 	blind.Workloads[0].Blind = time.Now().Add(-time.Hour)
 	spread := watchedFor("n1", week, fromFront)
-	spread.Workloads[0].Elsewhere = []string{"n2", "n3"}
+	spread.Workloads[0].Elsewhere = map[string]time.Time{"n2": time.Now(), "n3": time.Now()}
+	anew := watchedFor("n2", time.Minute, fromFront) // its neighbour has known its pods for longer
+	knowing := watchedFor("n1", week)
+	knowing.Workloads[0].Elsewhere = map[string]time.Time{"n2": time.Now().Add(-48 * time.Hour)}
+	alone := watchedFor("n1", week, fromFront)
+	alone.EnrolledOn = []string{"n1", "n4"}
+	old := watchedFor("n1", week, fromFront)
+	old.Form = 0
 	refused := fromLegacy
 	refused.Carried = observe.Refused
 	perPod := admin.Policy{Namespace: "shop", Name: "one", Mode: "STRICT", Selector: map[string]string{"app": "cart", "statefulset.kubernetes.io/pod-name": "cart-0"}}
@@ -81,7 +88,7 @@ func TestIsStrictSafe(t *testing.T) {
 		"a node does not answer":     {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromFront), "n2": nil}, verdict: verdictUnknown, want: "node n2 does not answer, and what it saw is not known: agent of node n2: no answer within 1m0s"},
 		"no node answers":            {answers: map[string]*admin.Readiness{"n2": nil}, verdict: verdictUnknown, want: "node n2 does not answer"},
 		"silence and plaintext":      {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, fromLegacy), "n2": nil}, verdict: verdictNotReady},
-		"more than is remembered":    {answers: map[string]*admin.Readiness{"n1": dropped}, verdict: verdictUnknown, want: "more plaintext peers than are remembered until"},
+		"more than is remembered":    {answers: map[string]*admin.Readiness{"n1": dropped}, verdict: verdictUnknown, want: "plaintext peers are missing until "},
 		"a pod waits for enrolment":  {answers: map[string]*admin.Readiness{"n1": waiting}, verdict: verdictUnknown, want: "not enrolled: pod shop/till-1 on node n1: its namespace was not found"},
 		"a pod opted out":            {answers: map[string]*admin.Readiness{"n1": optedOut}, verdict: verdictReady, want: "1 pod outside of the mesh: no policy applies to them"},
 		"STRICT already":             {answers: map[string]*admin.Readiness{"n1": withPolicies(watchedFor("n1", time.Minute, fromLegacy), strictPolicy)}, verdict: verdictReady, want: "is STRICT already"},
@@ -89,9 +96,12 @@ func TestIsStrictSafe(t *testing.T) {
 		"unwatched before that":      {answers: map[string]*admin.Readiness{"n1": blind}, args: []string{"--window", "30m"}, verdict: verdictReady},
 		"pods elsewhere":             {answers: map[string]*admin.Readiness{"n1": spread, "n2": watchedFor("n2", week)}, verdict: verdictUnknown, want: "its pods on node n3 are, or were, not watched by those who answered"},
 		"refused when it was STRICT": {answers: map[string]*admin.Readiness{"n1": watchedFor("n1", week, refused)}, verdict: verdictNotReady, want: "the port was STRICT then"},
+		"a node was started anew":    {answers: map[string]*admin.Readiness{"n1": knowing, "n2": anew}, verdict: verdictUnknown, want: "node n2 was started anew, and what it saw before is not known"},
+		"a node was not asked":       {answers: map[string]*admin.Readiness{"n1": alone}, verdict: verdictUnknown, want: "node n4 does not answer, and what it saw is not known: it has enrolled pods, and was not asked"},
+		"an agent that is older":     {answers: map[string]*admin.Readiness{"n1": old}, verdict: verdictUnknown, want: "its agent is older than this command"},
 		"policies of single pods":    {answers: map[string]*admin.Readiness{"n1": withPolicies(watchedFor("n1", week, fromFront), perPod)}, verdict: verdictUnknown, want: "PeerAuthentication shop/one (statefulset.kubernetes.io/pod-name) selects by labels that end with a pod"},
 		"of other single pods":       {answers: map[string]*admin.Readiness{"n1": withPolicies(watchedFor("n1", week, fromFront), otherPod)}, verdict: verdictReady},
-		"no workload":                {answers: map[string]*admin.Readiness{"n1": {Node: "n1", KnownNames: []string{"shop"}}}, verdict: verdictUnknown, want: "no workload is enrolled there"},
+		"no workload":                {answers: map[string]*admin.Readiness{"n1": {Form: admin.ReadinessForm, Node: "n1", KnownNames: []string{"shop"}}}, verdict: verdictUnknown, want: "no workload is enrolled there"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

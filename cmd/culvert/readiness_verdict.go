@@ -36,6 +36,10 @@ func (j *judge) align(a *admin.Readiness) {
 		w := &a.Workloads[i]
 		shift(&w.Since)
 		shift(&w.Blind)
+		for node, at := range w.Elsewhere {
+			shift(&at)
+			w.Elsewhere[node] = at
+		}
 		for k := range w.Ports {
 			for n := range w.Ports[k].Peers {
 				shift(&w.Ports[k].Peers[n].First)
@@ -45,25 +49,81 @@ func (j *judge) align(a *admin.Readiness) {
 	}
 }
 
-// unheard are those of the nodes that told nothing.
-func (j *judge) unheard(nodes []string) []string {
+// missing adds to the silent nodes those that were not asked, or whose agents do not tell enough.
+func (j *judge) missing() {
+	known := map[string]bool{}
+	for _, n := range j.silent {
+		known[n.Node] = true
+	}
+	add := func(node, why string) {
+		if !known[node] {
+			known[node] = true
+			j.silent = append(j.silent, nodeError{Node: node, Error: why})
+		}
+	}
+	for _, a := range j.answers {
+		if a.Form < admin.ReadinessForm {
+			add(a.Node, "its agent is older than this command, and does not tell all that matters")
+		}
+		known[a.Node] = true
+	}
+	for _, a := range j.answers {
+		for _, node := range a.EnrolledOn {
+			add(node, "it has enrolled pods, and was not asked: no agent runs there, or --local or --node kept it out")
+		}
+	}
+	slices.SortFunc(j.silent, func(a, b nodeError) int { return cmp.Compare(a.Node, b.Node) })
+}
+
+// recall adds what a node knows of a workload.
+func (j *judge) recall(m *judgedWorkload, a *admin.Readiness, w *admin.Observed) {
+	for node, at := range w.Elsewhere {
+		if was, known := m.elsewhere[node]; !known || at.Before(was) {
+			m.elsewhere[node] = at
+		}
+	}
+	if a.Dropped.After(m.dropped) {
+		m.dropped = a.Dropped
+	}
+}
+
+// unheard are the nodes that have, or had, pods of a workload and told nothing.
+func (j *judge) unheard(w *judgedWorkload) []string {
 	told := map[string]bool{}
 	for _, a := range j.answers {
 		told[a.Node] = true
 	}
-	return slices.DeleteFunc(compacted(nodes), func(n string) bool { return told[n] })
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(w.elsewhere)), func(n string) bool { return told[n] })
+}
+
+// forgetful is a node that others know to have had pods of the workload before it remembers any: it was started anew.
+func (j *judge) forgetful(key string, w *judgedWorkload) string {
+	const exact = 2 * time.Minute // nodes look at each other's pods once a minute
+	for _, a := range j.answers {
+		at, known := w.elsewhere[a.Node]
+		if !known {
+			continue
+		}
+		i := slices.IndexFunc(a.Workloads, func(o admin.Observed) bool { return o.Key() == key })
+		if i < 0 || a.Workloads[i].Since.Sub(at) > exact && a.Workloads[i].Since.After(j.now.Add(-j.window)) {
+			return a.Node
+		}
+	}
+	return ""
 }
 
 // doubt says why somebody may have come to a workload unseen, or "".
-func (j *judge) doubt(w *judgedWorkload, dropped time.Time) string {
+func (j *judge) doubt(w *judgedWorkload) string {
 	begin := j.now.Add(-j.window)
 	switch {
-	case len(j.silent) > 0:
-		return plural(len(j.silent), "node") + " did not answer"
 	case len(w.Unheard) > 0:
 		return fmt.Sprintf("its pods on node %s are, or were, not watched by those who answered", strings.Join(w.Unheard, ", "))
-	case dropped.After(begin):
-		return "more plaintext peers than are remembered until " + dropped.Local().Format(time.DateTime)
+	case len(j.silent) > 0:
+		return plural(len(j.silent), "node") + " did not answer"
+	case w.forgotten != "":
+		return fmt.Sprintf("node %s was started anew, and what it saw before is not known", w.forgotten)
+	case w.dropped.After(begin):
+		return "plaintext peers are missing until " + w.dropped.Local().Format(time.DateTime) + ": more than are remembered"
 	case w.Blind.After(begin) && w.Blind.After(w.Since):
 		return "a pod of it ran unwatched until " + w.Blind.Local().Format(time.DateTime)
 	case w.Since.After(begin):

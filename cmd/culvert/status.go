@@ -93,6 +93,14 @@ func (s *statusServer) handler(metrics http.Handler) http.Handler {
 	return mux
 }
 
+// serveStatus is what serves a CA's.
+func serveStatus(ctx context.Context, l net.Listener, metrics prometheus.Gatherer, health http.Handler) error {
+	mux := http.NewServeMux()
+	mux.Handle("/", health)
+	mux.Handle("GET /metrics", telemetry.Handler(metrics))
+	return serveUntil(ctx, l, mux)
+}
+
 // serveUntil serves until ctx ends; nothing, without a listener.
 func serveUntil(ctx context.Context, l net.Listener, h http.Handler) error {
 	if l == nil {
@@ -100,10 +108,9 @@ func serveUntil(ctx context.Context, l net.Listener, h http.Handler) error {
 		return nil
 	}
 	server := &http.Server{Handler: h, ReadTimeout: statusTimeout, WriteTimeout: 2 * statusTimeout, MaxHeaderBytes: maxStatusHeader}
-	new(crowd).serve(server)
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := newCrowd(l).serve(server); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("status server: %w", err)
 	}
 	return nil

@@ -63,6 +63,7 @@ func TestDashboardsAndAlertsOnTheDemoUnderLoad(t *testing.T) {
 	for _, b := range boards(t) {
 		t.Run(b.Title, func(t *testing.T) { b.check(t, p, begin) })
 	}
+	t.Run("labels of Istio", func(t *testing.T) { checkIstioLabels(t, p) })
 	t.Run("table of metrics", func(t *testing.T) { checkNames(t, p) })
 	t.Run("healthy", func(t *testing.T) {
 		now, err := p.alerts()

@@ -63,6 +63,8 @@ func node() board {
 					queries: one(`sum by (node) (culvert_tunnel_reserve_sockets`+on+`)`, "{{node}}")},
 				{kind: graph, title: "Flows not reported to the agent", unit: perSecond, width: 8,
 					queries: one(`sum by (node) (rate(culvert_tunnel_flows_lost_total`+on+`[$__rate_interval]))`, "{{node}}")},
+				{kind: graph, title: "Connections whose destination is unknown", help: "Reset because the kernel did not know where they wanted to go.", unit: perSecond, width: 8,
+					queries: one(`sum by (node) (rate(culvert_tunnel_destination_missing_total`+on+`[$__rate_interval]))`, "{{node}}")},
 				{kind: graph, title: "Agent and tunnel are connected", help: "Seen from either side.", unit: count, width: 8, queries: []query{
 					{`sum by (node) (culvert_tunnel_sessions` + on + `)`, "agent {{node}}"},
 					{`sum by (node) (culvert_tunnel_agent_connected` + on + `)`, "tunnel {{node}}"},
@@ -98,7 +100,7 @@ func workload() board {
 	rate := func(metric, selector string) string { return "rate(" + metric + selector + "[$__rate_interval])" }
 	return board{
 		title:       "Culvert / Workload",
-		description: "Which mode holds for which port, who talks to whom, and how. A workload is a service account.",
+		description: "Which mode holds for which port, who talks to whom, and how. A workload is what made the pods, a Deployment for one.",
 		variables:   []variable{{"namespace", "namespace", "culvert_workload_mode"}},
 		rows: []row{
 			{"Mode", []panel{

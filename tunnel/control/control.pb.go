@@ -775,6 +775,8 @@ type Welcome struct {
 	Node               string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
 	TrustDomain        string                 `protobuf:"bytes,3,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	TrustDomainAliases []string               `protobuf:"bytes,4,rep,name=trust_domain_aliases,json=trustDomainAliases,proto3" json:"trust_domain_aliases,omitempty"`
+	Cluster            string                 `protobuf:"bytes,5,opt,name=cluster,proto3" json:"cluster,omitempty"`                                  // its id, for labels
+	ClusterDomain      string                 `protobuf:"bytes,6,opt,name=cluster_domain,json=clusterDomain,proto3" json:"cluster_domain,omitempty"` // of Services' names
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -837,6 +839,82 @@ func (x *Welcome) GetTrustDomainAliases() []string {
 	return nil
 }
 
+func (x *Welcome) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Welcome) GetClusterDomain() string {
+	if x != nil {
+		return x.ClusterDomain
+	}
+	return ""
+}
+
+// Naming is what Istio's metrics call a pod. It is for labels alone: nothing is decided by it. Each name has at most
+// 253 bytes.
+type Naming struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Workload      string                 `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"` // the Deployment that made it, or what else did; the pod itself when nothing did
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`   // canonical service, Istio's app
+	Revision      string                 `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"` // canonical revision, Istio's version
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Naming) Reset() {
+	*x = Naming{}
+	mi := &file_control_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Naming) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Naming) ProtoMessage() {}
+
+func (x *Naming) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Naming.ProtoReflect.Descriptor instead.
+func (*Naming) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Naming) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *Naming) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Naming) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
 // PortMode is the effective mode of one port and what decided it ("namespace/name" or "default").
 type PortMode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -849,7 +927,7 @@ type PortMode struct {
 
 func (x *PortMode) Reset() {
 	*x = PortMode{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +939,7 @@ func (x *PortMode) String() string {
 func (*PortMode) ProtoMessage() {}
 
 func (x *PortMode) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +952,7 @@ func (x *PortMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortMode.ProtoReflect.Descriptor instead.
 func (*PortMode) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PortMode) GetPort() uint32 {
@@ -911,13 +989,14 @@ type Workload struct {
 	DefaultMode    *PortMode              `protobuf:"bytes,7,opt,name=default_mode,json=defaultMode,proto3" json:"default_mode,omitempty"` // port 0
 	PortModes      []*PortMode            `protobuf:"bytes,8,rep,name=port_modes,json=portModes,proto3" json:"port_modes,omitempty"`
 	Listeners      []ListenerKind         `protobuf:"varint,9,rep,packed,name=listeners,proto3,enum=culvert.control.v1.ListenerKind" json:"listeners,omitempty"`
+	Naming         *Naming                `protobuf:"bytes,10,opt,name=naming,proto3" json:"naming,omitempty"` // none: of an agent that is older than this field
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1008,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1021,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Workload) GetId() uint64 {
@@ -1008,6 +1087,13 @@ func (x *Workload) GetListeners() []ListenerKind {
 	return nil
 }
 
+func (x *Workload) GetNaming() *Naming {
+	if x != nil {
+		return x.Naming
+	}
+	return nil
+}
+
 type WorkloadGone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1017,7 +1103,7 @@ type WorkloadGone struct {
 
 func (x *WorkloadGone) Reset() {
 	*x = WorkloadGone{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1115,7 @@ func (x *WorkloadGone) String() string {
 func (*WorkloadGone) ProtoMessage() {}
 
 func (x *WorkloadGone) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1128,7 @@ func (x *WorkloadGone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadGone.ProtoReflect.Descriptor instead.
 func (*WorkloadGone) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WorkloadGone) GetId() uint64 {
@@ -1065,7 +1151,7 @@ type Sockets struct {
 
 func (x *Sockets) Reset() {
 	*x = Sockets{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1163,7 @@ func (x *Sockets) String() string {
 func (*Sockets) ProtoMessage() {}
 
 func (x *Sockets) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1176,7 @@ func (x *Sockets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sockets.ProtoReflect.Descriptor instead.
 func (*Sockets) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Sockets) GetWorkload() uint64 {
@@ -1125,7 +1211,7 @@ type NeedSockets struct {
 
 func (x *NeedSockets) Reset() {
 	*x = NeedSockets{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1223,7 @@ func (x *NeedSockets) String() string {
 func (*NeedSockets) ProtoMessage() {}
 
 func (x *NeedSockets) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1236,7 @@ func (x *NeedSockets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NeedSockets.ProtoReflect.Descriptor instead.
 func (*NeedSockets) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NeedSockets) GetWorkload() uint64 {
@@ -1189,7 +1275,7 @@ type SVID struct {
 
 func (x *SVID) Reset() {
 	*x = SVID{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1287,7 @@ func (x *SVID) String() string {
 func (*SVID) ProtoMessage() {}
 
 func (x *SVID) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1300,7 @@ func (x *SVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SVID.ProtoReflect.Descriptor instead.
 func (*SVID) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SVID) GetIdentity() string {
@@ -1256,7 +1342,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1354,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1367,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1312,7 +1398,7 @@ type RouteRequest struct {
 
 func (x *RouteRequest) Reset() {
 	*x = RouteRequest{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1410,7 @@ func (x *RouteRequest) String() string {
 func (*RouteRequest) ProtoMessage() {}
 
 func (x *RouteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1423,7 @@ func (x *RouteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteRequest.ProtoReflect.Descriptor instead.
 func (*RouteRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RouteRequest) GetWorkload() uint64 {
@@ -1378,13 +1464,14 @@ type Endpoint struct {
 	LocalWorkload uint64                 `protobuf:"varint,5,opt,name=local_workload,json=localWorkload,proto3" json:"local_workload,omitempty"` // HBONE: not 0 when it runs on this node
 	Workload      string                 `protobuf:"bytes,6,opt,name=workload,proto3" json:"workload,omitempty"`                                 // "namespace/name" when known, for the log
 	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`                                     // policy or rule that decided, for the log
+	Naming        *Naming                `protobuf:"bytes,8,opt,name=naming,proto3" json:"naming,omitempty"`                                     // when the pod is known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1483,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1496,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -1461,6 +1548,13 @@ func (x *Endpoint) GetReason() string {
 	return ""
 }
 
+func (x *Endpoint) GetNaming() *Naming {
+	if x != nil {
+		return x.Naming
+	}
+	return nil
+}
+
 // Route is the answer for (workload, address, port). No endpoints: refuse, for the reason given.
 type Route struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1469,13 +1563,14 @@ type Route struct {
 	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
 	Endpoints     []*Endpoint            `protobuf:"bytes,4,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // at most 256
 	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Service       string                 `protobuf:"bytes,6,opt,name=service,proto3" json:"service,omitempty"` // "namespace/name" of the Service that the address belongs to; empty: of none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1582,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1595,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Route) GetWorkload() uint64 {
@@ -1538,6 +1633,13 @@ func (x *Route) GetReason() string {
 	return ""
 }
 
+func (x *Route) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
 // Refused reports plaintext that the kernel turned away, so that the tunnel's log tells of every connection.
 type Refused struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -1554,7 +1656,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1668,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1681,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Refused) GetWorkload() uint64 {
@@ -1646,7 +1748,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1760,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1773,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Verify) GetNumber() uint64 {
@@ -1728,7 +1830,7 @@ type Verified struct {
 
 func (x *Verified) Reset() {
 	*x = Verified{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1842,7 @@ func (x *Verified) String() string {
 func (*Verified) ProtoMessage() {}
 
 func (x *Verified) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1855,7 @@ func (x *Verified) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verified.ProtoReflect.Descriptor instead.
 func (*Verified) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Verified) GetNumber() uint64 {
@@ -1836,7 +1938,7 @@ type LogLevel struct {
 
 func (x *LogLevel) Reset() {
 	*x = LogLevel{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1950,7 @@ func (x *LogLevel) String() string {
 func (*LogLevel) ProtoMessage() {}
 
 func (x *LogLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1963,7 @@ func (x *LogLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLevel.ProtoReflect.Descriptor instead.
 func (*LogLevel) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LogLevel) GetLevel() int32 {
@@ -1899,7 +2001,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +2013,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2026,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Flow) GetNumber() uint64 {
@@ -2072,7 +2174,7 @@ type Flows struct {
 
 func (x *Flows) Reset() {
 	*x = Flows{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2186,7 @@ func (x *Flows) String() string {
 func (*Flows) ProtoMessage() {}
 
 func (x *Flows) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2199,7 @@ func (x *Flows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flows.ProtoReflect.Descriptor instead.
 func (*Flows) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Flows) GetFlows() []*Flow {
@@ -2147,16 +2249,22 @@ const file_control_proto_rawDesc = "" +
 	"\x05build\x18\x03 \x01(\tR\x05build\x12\x1b\n" +
 	"\tlog_level\x18\x04 \x01(\x11R\blogLevel\"\x1f\n" +
 	"\aHolding\x12\x14\n" +
-	"\x05chain\x18\x01 \x03(\fR\x05chain\"\x8c\x01\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\"\xcd\x01\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12!\n" +
 	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\x120\n" +
-	"\x14trust_domain_aliases\x18\x04 \x03(\tR\x12trustDomainAliases\"d\n" +
+	"\x14trust_domain_aliases\x18\x04 \x03(\tR\x12trustDomainAliases\x12\x18\n" +
+	"\acluster\x18\x05 \x01(\tR\acluster\x12%\n" +
+	"\x0ecluster_domain\x18\x06 \x01(\tR\rclusterDomain\"Z\n" +
+	"\x06Naming\x12\x1a\n" +
+	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\tR\brevision\"d\n" +
 	"\bPortMode\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12,\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x18.culvert.control.v1.ModeR\x04mode\x12\x16\n" +
-	"\x06policy\x18\x03 \x01(\tR\x06policy\"\xed\x02\n" +
+	"\x06policy\x18\x03 \x01(\tR\x06policy\"\xa1\x03\n" +
 	"\bWorkload\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -2167,7 +2275,9 @@ const file_control_proto_rawDesc = "" +
 	"\fdefault_mode\x18\a \x01(\v2\x1c.culvert.control.v1.PortModeR\vdefaultMode\x12;\n" +
 	"\n" +
 	"port_modes\x18\b \x03(\v2\x1c.culvert.control.v1.PortModeR\tportModes\x12>\n" +
-	"\tlisteners\x18\t \x03(\x0e2 .culvert.control.v1.ListenerKindR\tlisteners\"\x1e\n" +
+	"\tlisteners\x18\t \x03(\x0e2 .culvert.control.v1.ListenerKindR\tlisteners\x122\n" +
+	"\x06naming\x18\n" +
+	" \x01(\v2\x1a.culvert.control.v1.NamingR\x06naming\"\x1e\n" +
 	"\fWorkloadGone\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"O\n" +
 	"\aSockets\x12\x1a\n" +
@@ -2190,7 +2300,7 @@ const file_control_proto_rawDesc = "" +
 	"\bworkload\x18\x01 \x01(\x04R\bworkload\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06forget\x18\x04 \x01(\bR\x06forget\"\xe3\x01\n" +
+	"\x06forget\x18\x04 \x01(\bR\x06forget\"\x97\x02\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x122\n" +
@@ -2198,13 +2308,15 @@ const file_control_proto_rawDesc = "" +
 	"\bidentity\x18\x04 \x01(\tR\bidentity\x12%\n" +
 	"\x0elocal_workload\x18\x05 \x01(\x04R\rlocalWorkload\x12\x1a\n" +
 	"\bworkload\x18\x06 \x01(\tR\bworkload\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reason\"\xa5\x01\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x122\n" +
+	"\x06naming\x18\b \x01(\v2\x1a.culvert.control.v1.NamingR\x06naming\"\xbf\x01\n" +
 	"\x05Route\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\x04R\bworkload\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12:\n" +
 	"\tendpoints\x18\x04 \x03(\v2\x1c.culvert.control.v1.EndpointR\tendpoints\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xe3\x01\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
+	"\aservice\x18\x06 \x01(\tR\aservice\"\xe3\x01\n" +
 	"\aRefused\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\x04R\bworkload\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\fR\x06source\x12\x1f\n" +
@@ -2306,7 +2418,7 @@ func file_control_proto_rawDescGZIP() []byte {
 }
 
 var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_control_proto_goTypes = []any{
 	(Mode)(0),            // 0: culvert.control.v1.Mode
 	(ListenerKind)(0),    // 1: culvert.control.v1.ListenerKind
@@ -2318,54 +2430,57 @@ var file_control_proto_goTypes = []any{
 	(*Hello)(nil),        // 7: culvert.control.v1.Hello
 	(*Holding)(nil),      // 8: culvert.control.v1.Holding
 	(*Welcome)(nil),      // 9: culvert.control.v1.Welcome
-	(*PortMode)(nil),     // 10: culvert.control.v1.PortMode
-	(*Workload)(nil),     // 11: culvert.control.v1.Workload
-	(*WorkloadGone)(nil), // 12: culvert.control.v1.WorkloadGone
-	(*Sockets)(nil),      // 13: culvert.control.v1.Sockets
-	(*NeedSockets)(nil),  // 14: culvert.control.v1.NeedSockets
-	(*SVID)(nil),         // 15: culvert.control.v1.SVID
-	(*Bundle)(nil),       // 16: culvert.control.v1.Bundle
-	(*RouteRequest)(nil), // 17: culvert.control.v1.RouteRequest
-	(*Endpoint)(nil),     // 18: culvert.control.v1.Endpoint
-	(*Route)(nil),        // 19: culvert.control.v1.Route
-	(*Refused)(nil),      // 20: culvert.control.v1.Refused
-	(*Verify)(nil),       // 21: culvert.control.v1.Verify
-	(*Verified)(nil),     // 22: culvert.control.v1.Verified
-	(*LogLevel)(nil),     // 23: culvert.control.v1.LogLevel
-	(*Flow)(nil),         // 24: culvert.control.v1.Flow
-	(*Flows)(nil),        // 25: culvert.control.v1.Flows
+	(*Naming)(nil),       // 10: culvert.control.v1.Naming
+	(*PortMode)(nil),     // 11: culvert.control.v1.PortMode
+	(*Workload)(nil),     // 12: culvert.control.v1.Workload
+	(*WorkloadGone)(nil), // 13: culvert.control.v1.WorkloadGone
+	(*Sockets)(nil),      // 14: culvert.control.v1.Sockets
+	(*NeedSockets)(nil),  // 15: culvert.control.v1.NeedSockets
+	(*SVID)(nil),         // 16: culvert.control.v1.SVID
+	(*Bundle)(nil),       // 17: culvert.control.v1.Bundle
+	(*RouteRequest)(nil), // 18: culvert.control.v1.RouteRequest
+	(*Endpoint)(nil),     // 19: culvert.control.v1.Endpoint
+	(*Route)(nil),        // 20: culvert.control.v1.Route
+	(*Refused)(nil),      // 21: culvert.control.v1.Refused
+	(*Verify)(nil),       // 22: culvert.control.v1.Verify
+	(*Verified)(nil),     // 23: culvert.control.v1.Verified
+	(*LogLevel)(nil),     // 24: culvert.control.v1.LogLevel
+	(*Flow)(nil),         // 25: culvert.control.v1.Flow
+	(*Flows)(nil),        // 26: culvert.control.v1.Flows
 }
 var file_control_proto_depIdxs = []int32{
 	9,  // 0: culvert.control.v1.FromAgent.welcome:type_name -> culvert.control.v1.Welcome
-	11, // 1: culvert.control.v1.FromAgent.workload:type_name -> culvert.control.v1.Workload
-	12, // 2: culvert.control.v1.FromAgent.workload_gone:type_name -> culvert.control.v1.WorkloadGone
-	13, // 3: culvert.control.v1.FromAgent.sockets:type_name -> culvert.control.v1.Sockets
-	15, // 4: culvert.control.v1.FromAgent.svid:type_name -> culvert.control.v1.SVID
-	16, // 5: culvert.control.v1.FromAgent.bundle:type_name -> culvert.control.v1.Bundle
-	19, // 6: culvert.control.v1.FromAgent.route:type_name -> culvert.control.v1.Route
-	20, // 7: culvert.control.v1.FromAgent.refused:type_name -> culvert.control.v1.Refused
-	21, // 8: culvert.control.v1.FromAgent.verify:type_name -> culvert.control.v1.Verify
-	23, // 9: culvert.control.v1.FromAgent.log_level:type_name -> culvert.control.v1.LogLevel
+	12, // 1: culvert.control.v1.FromAgent.workload:type_name -> culvert.control.v1.Workload
+	13, // 2: culvert.control.v1.FromAgent.workload_gone:type_name -> culvert.control.v1.WorkloadGone
+	14, // 3: culvert.control.v1.FromAgent.sockets:type_name -> culvert.control.v1.Sockets
+	16, // 4: culvert.control.v1.FromAgent.svid:type_name -> culvert.control.v1.SVID
+	17, // 5: culvert.control.v1.FromAgent.bundle:type_name -> culvert.control.v1.Bundle
+	20, // 6: culvert.control.v1.FromAgent.route:type_name -> culvert.control.v1.Route
+	21, // 7: culvert.control.v1.FromAgent.refused:type_name -> culvert.control.v1.Refused
+	22, // 8: culvert.control.v1.FromAgent.verify:type_name -> culvert.control.v1.Verify
+	24, // 9: culvert.control.v1.FromAgent.log_level:type_name -> culvert.control.v1.LogLevel
 	7,  // 10: culvert.control.v1.FromTunnel.hello:type_name -> culvert.control.v1.Hello
-	14, // 11: culvert.control.v1.FromTunnel.need_sockets:type_name -> culvert.control.v1.NeedSockets
-	17, // 12: culvert.control.v1.FromTunnel.route_request:type_name -> culvert.control.v1.RouteRequest
+	15, // 11: culvert.control.v1.FromTunnel.need_sockets:type_name -> culvert.control.v1.NeedSockets
+	18, // 12: culvert.control.v1.FromTunnel.route_request:type_name -> culvert.control.v1.RouteRequest
 	8,  // 13: culvert.control.v1.FromTunnel.holding:type_name -> culvert.control.v1.Holding
-	22, // 14: culvert.control.v1.FromTunnel.verified:type_name -> culvert.control.v1.Verified
-	25, // 15: culvert.control.v1.FromTunnel.flows:type_name -> culvert.control.v1.Flows
+	23, // 14: culvert.control.v1.FromTunnel.verified:type_name -> culvert.control.v1.Verified
+	26, // 15: culvert.control.v1.FromTunnel.flows:type_name -> culvert.control.v1.Flows
 	0,  // 16: culvert.control.v1.PortMode.mode:type_name -> culvert.control.v1.Mode
-	10, // 17: culvert.control.v1.Workload.default_mode:type_name -> culvert.control.v1.PortMode
-	10, // 18: culvert.control.v1.Workload.port_modes:type_name -> culvert.control.v1.PortMode
+	11, // 17: culvert.control.v1.Workload.default_mode:type_name -> culvert.control.v1.PortMode
+	11, // 18: culvert.control.v1.Workload.port_modes:type_name -> culvert.control.v1.PortMode
 	1,  // 19: culvert.control.v1.Workload.listeners:type_name -> culvert.control.v1.ListenerKind
-	2,  // 20: culvert.control.v1.Endpoint.action:type_name -> culvert.control.v1.Action
-	18, // 21: culvert.control.v1.Route.endpoints:type_name -> culvert.control.v1.Endpoint
-	3,  // 22: culvert.control.v1.Verified.reached:type_name -> culvert.control.v1.Stage
-	4,  // 23: culvert.control.v1.Flow.carried:type_name -> culvert.control.v1.Carried
-	24, // 24: culvert.control.v1.Flows.flows:type_name -> culvert.control.v1.Flow
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	10, // 20: culvert.control.v1.Workload.naming:type_name -> culvert.control.v1.Naming
+	2,  // 21: culvert.control.v1.Endpoint.action:type_name -> culvert.control.v1.Action
+	10, // 22: culvert.control.v1.Endpoint.naming:type_name -> culvert.control.v1.Naming
+	19, // 23: culvert.control.v1.Route.endpoints:type_name -> culvert.control.v1.Endpoint
+	3,  // 24: culvert.control.v1.Verified.reached:type_name -> culvert.control.v1.Stage
+	4,  // 25: culvert.control.v1.Flow.carried:type_name -> culvert.control.v1.Carried
+	25, // 26: culvert.control.v1.Flows.flows:type_name -> culvert.control.v1.Flow
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2399,7 +2514,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -24,9 +24,22 @@ func fill(traffic *Traffic) {
 			// Every connection brings strings of its own.
 			source := fmt.Sprintf("spiffe://cluster.local/ns/namespace-%d/sa/service-account-%d", pod%20, pod)
 			destination := fmt.Sprintf("spiffe://cluster.local/ns/namespace-%d/sa/service-account-of-a-peer-%d", peer%20, pod*benchPeers+peer)
-			traffic.Open(labels(source, destination)).Transferred(123456789, 987654321)
+			traffic.Open(named(source, destination, fmt.Sprintf("deployment-%d", pod), fmt.Sprintf("deployment-of-a-peer-%d", pod*benchPeers+peer))).
+				Transferred(123456789, 987654321)
 		}
 	}
+}
+
+// named are labels of which all are known; Deployments, applications and Services differ in their names.
+func named(source, destination, from, to string) Labels {
+	l := labels(source, destination)
+	name := func(p *Party, workload string) {
+		p.Workload, p.Application, p.Revision, p.Cluster = workload, "app-of-"+workload, "version-1", "Kubernetes"
+	}
+	name(&l.Source, from)
+	name(&l.Destination, to)
+	l.Destination.Service = Service{Name: "service-of-" + to, Namespace: l.Destination.Namespace, Domain: "cluster.local"}
+	return l
 }
 
 func heap() uint64 {
@@ -52,6 +65,7 @@ func TestSize(t *testing.T) {
 		served.Go(func() {
 			r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/metrics", nil)
 			r.Header.Set("Accept-Encoding", "gzip")
+			defer func() { _ = recover() }() // as a server does: it is cut off in the end
 			handler.ServeHTTP(stalled, r)
 		})
 		<-stalled.arrived
@@ -114,10 +128,11 @@ func BenchmarkScrape(b *testing.B) {
 func BenchmarkConnection(b *testing.B) {
 	var traffic Traffic
 	fill(&traffic)
-	source, destination := "spiffe://cluster.local/ns/namespace-1/sa/service-account-1", "spiffe://cluster.local/ns/namespace-1/sa/service-account-of-a-peer-101"
+	l := named("spiffe://cluster.local/ns/namespace-1/sa/service-account-1", "spiffe://cluster.local/ns/namespace-1/sa/service-account-of-a-peer-101",
+		"deployment-1", "deployment-of-a-peer-101")
 	b.ReportAllocs()
 	for b.Loop() {
-		s := traffic.Open(labels(source, destination))
+		s := traffic.Open(l)
 		s.Transferred(1, 2)
 		traffic.Close(s)
 	}

@@ -5,10 +5,13 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,13 +21,18 @@ import (
 const (
 	// rendersAtOnce bounds the processors that scrapes take.
 	rendersAtOnce = 2
-	// chunk is what is rendered for a reader before it has to take it: all at once would be 50 MB of text.
+	// chunk is what is rendered for a reader before it has to take it: all at once would be 100 MB of text.
 	chunk = 16 << 10
 	// fresh is for how long what was gathered is told to whoever asks.
 	fresh = time.Second
 	// compressorsAtMost bounds their memory, of half a megabyte each. Whoever comes when all are in use gets plain text.
 	compressorsAtMost = 2
+	// gatherTimeout is how long scrapes wait for what is gathered: less than a server gives them to be answered.
+	gatherTimeout = 5 * time.Second
 )
+
+// errHangs is an answer that may be there in a while.
+var errHangs = errors.New("what is to be told is still being gathered")
 
 // Handler serves what rest gathers, and the traffic after it, in Prometheus' text format. m itself is to be
 // registered with rest.
@@ -41,13 +49,30 @@ type scrapes struct {
 	turns       chan struct{}
 	compressors chan *gzip.Writer // nil: not made yet
 
-	gathering chan struct{} // held while the rest is used
-	text      []byte        // of rest; never altered, since all who asked in that second read it
-	taken     time.Time
+	mu      sync.Mutex
+	current *gathering // nil: none yet
+}
+
+// gathering is one look at the rest, which all who ask meanwhile, and in the second after, share.
+type gathering struct {
+	began, ended time.Time
+	done         chan struct{}
+	text         []byte // never altered
+	err          error
+}
+
+// stale reports whether another look is due. One that hangs keeps its place: there is never more than one.
+func (g *gathering) stale() bool {
+	select {
+	case <-g.done:
+		return g.err != nil || time.Since(g.ended) >= fresh
+	default:
+		return false
+	}
 }
 
 func newScrapes(rest prometheus.Gatherer, traffic *Traffic) *scrapes {
-	s := &scrapes{rest: rest, traffic: traffic, turns: make(chan struct{}, rendersAtOnce), compressors: make(chan *gzip.Writer, compressorsAtMost), gathering: make(chan struct{}, 1)}
+	s := &scrapes{rest: rest, traffic: traffic, turns: make(chan struct{}, rendersAtOnce), compressors: make(chan *gzip.Writer, compressorsAtMost)}
 	for range compressorsAtMost {
 		s.compressors <- nil
 	}
@@ -57,43 +82,76 @@ func newScrapes(rest prometheus.Gatherer, traffic *Traffic) *scrapes {
 // ServeHTTP implements http.Handler.
 func (s *scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	text, err := s.gathered(r.Context())
+	if errors.Is(err, errHangs) {
+		w.Header().Set("Retry-After", strconv.Itoa(int(gatherTimeout/time.Second)))
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	reader := &reader{ctx: r.Context(), to: w, turns: s.turns}
-	if reader.takeTurn() != nil {
-		return // the client has gone
-	}
 	defer reader.leaveTurn()
+	if reader.takeTurn() != nil {
+		panic(http.ErrAbortHandler) // as below
+	}
 	w.Header().Set("Content-Type", string(textFormat()))
 	w.Header().Set("Vary", "Accept-Encoding")
 	out := bufio.NewWriterSize(reader, chunk)
 	if compressor := s.compressor(r, out); compressor != nil {
 		w.Header().Set("Content-Encoding", "gzip")
-		s.write(compressor, text)
-		_ = compressor.Close() // as in write
+		err = errors.Join(s.write(compressor, text), compressor.Close())
 		s.compressors <- compressor
 	} else {
-		s.write(out, text)
+		err = s.write(out, text)
 	}
-	_ = out.Flush() // as in write
+	if errors.Join(err, out.Flush()) != nil {
+		panic(http.ErrAbortHandler) // what was cut off must not look whole
+	}
 }
 
 func textFormat() expfmt.Format { return expfmt.NewFormat(expfmt.TypeTextPlain) }
 
-// gathered returns what rest had within the last second. One asks it at a time.
+// gathered returns what rest had within the last second.
 func (s *scrapes) gathered(ctx context.Context) ([]byte, error) {
+	g := s.gathering()
+	late := time.NewTimer(gatherTimeout - time.Since(g.began))
+	defer late.Stop()
 	select {
-	case s.gathering <- struct{}{}:
-		defer func() { <-s.gathering }()
+	case <-g.done:
+		return g.text, g.err
+	default:
+	}
+	select {
+	case <-g.done:
+		return g.text, g.err
+	case <-late.C:
+		return nil, errHangs
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if s.text != nil && time.Since(s.taken) < fresh {
-		return s.text, nil
+}
+
+// gathering is the one that is under way, or was a moment ago, or a new one. It ends with what it looks at, which nobody
+// can interrupt.
+func (s *scrapes) gathering() *gathering {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == nil || s.current.stale() {
+		g := &gathering{began: time.Now(), done: make(chan struct{})}
+		s.current = g
+		go func() {
+			defer close(g.done)
+			g.text, g.err = textOf(s.rest)
+			g.ended = time.Now()
+		}()
 	}
-	families, err := s.rest.Gather()
+	return s.current
+}
+
+func textOf(rest prometheus.Gatherer) ([]byte, error) {
+	families, err := rest.Gather()
 	if err != nil {
 		return nil, err
 	}
@@ -104,15 +162,15 @@ func (s *scrapes) gathered(ctx context.Context) ([]byte, error) {
 			return nil, err
 		}
 	}
-	s.text, s.taken = text.Bytes(), time.Now()
-	return s.text, nil
+	return text.Bytes(), nil
 }
 
-// write stops when the client has gone, which is nobody's error.
-func (s *scrapes) write(out io.Writer, text []byte) {
-	if _, err := out.Write(text); err == nil {
-		_ = s.traffic.WriteText(out)
+// write fails when the client has gone.
+func (s *scrapes) write(out io.Writer, text []byte) error {
+	if _, err := out.Write(text); err != nil {
+		return err
 	}
+	return s.traffic.WriteText(out)
 }
 
 // compressor returns one of the few, or nil: then the answer is not compressed.

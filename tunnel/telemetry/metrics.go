@@ -33,6 +33,8 @@ type Metrics struct {
 	Traffic      Traffic
 	WindowStalls atomic.Uint64
 	FlowsLost    atomic.Uint64
+	// DestinationMissing are connections of which nobody knew where they wanted to go.
+	DestinationMissing atomic.Uint64
 
 	connections       *prometheus.CounterVec
 	handshakes        *prometheus.HistogramVec
@@ -63,6 +65,7 @@ func New() *Metrics {
 	m.parts = []prometheus.Collector{m.connections, m.handshakes, m.handshakeFailures,
 		counter("culvert_tunnel_window_stalls_total", "How often a stream had to wait because its peer's window was used up.", &m.WindowStalls),
 		counter("culvert_tunnel_flows_lost_total", "Flows that were not reported to the agent because it reads too slowly.", &m.FlowsLost),
+		counter("culvert_tunnel_destination_missing_total", "Connections reset because the kernel did not know where they wanted to go.", &m.DestinationMissing),
 	}
 	m.moments = []moment{
 		gauge("culvert_tunnel_pool_connections", "HBONE connections to other tunnels.", func(g Gauges) float64 { return float64(g.PoolConnections) }),

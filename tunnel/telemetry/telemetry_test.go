@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -19,20 +18,6 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 )
-
-func TestPartyOf(t *testing.T) {
-	tests := map[string]Party{
-		"spiffe://cluster.local/ns/shop/sa/till": {"till", "shop", "spiffe://cluster.local/ns/shop/sa/till"},
-		"spiffe://elsewhere.test/workload":       {"", "", "spiffe://elsewhere.test/workload"},
-		"":                                       {},
-		"spiffe://cluster.local/" + strings.Repeat("x", 2000): {OtherLabel, OtherLabel, OtherLabel},
-	}
-	for identity, want := range tests {
-		if got := PartyOf(identity); got != want {
-			t.Errorf("%.60s: got %+v, want %+v", identity, got, want)
-		}
-	}
-}
 
 func labels(source, destination string) Labels {
 	return Labels{Reporter: ReporterSource, Source: PartyOf(source), Destination: PartyOf(destination), Security: SecurityMutualTLS, Flags: FlagsNone}
@@ -136,6 +121,11 @@ func TestScrapeFlood(t *testing.T) {
 			if i%2 == 0 {
 				r.Header.Set("Accept-Encoding", "gzip")
 			}
+			defer func() {
+				if cause := recover(); cause != http.ErrAbortHandler {
+					t.Errorf("an answer that was cut off ends as if it were whole: %v", cause)
+				}
+			}()
 			handler.ServeHTTP(stalled, r)
 		})
 		<-stalled.arrived
@@ -177,6 +167,36 @@ func TestScrapesShareWhatIsGathered(t *testing.T) {
 		time.Sleep(fresh)
 		if scrape(t.Context()); gathered != 2 {
 			t.Errorf("gathered %d times, want what is new a second later", gathered)
+		}
+	})
+}
+
+// TestACollectorThatHangsHoldsUpNobodyForLong: those who ask are told to come again, those who come later at once, and
+// it is not asked a second time before it has answered.
+func TestACollectorThatHangsHoldsUpNobodyForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gathered, free := 0, make(chan struct{})
+		handler := Handler(prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+			gathered++
+			<-free
+			return nil, nil
+		}))
+		for _, want := range []struct {
+			status int
+			took   time.Duration
+		}{{http.StatusServiceUnavailable, gatherTimeout}, {http.StatusServiceUnavailable, 0}, {http.StatusOK, 0}} {
+			if want.status == http.StatusOK {
+				close(free)
+				synctest.Wait()
+			}
+			began, answer := time.Now(), httptest.NewRecorder()
+			handler.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+			if answer.Code != want.status || time.Since(began) != want.took || (answer.Header().Get("Retry-After") != "") != (want.status != http.StatusOK) {
+				t.Errorf("status %d after %s, %v; want %+v", answer.Code, time.Since(began), answer.Header(), want)
+			}
+		}
+		if gathered != 1 {
+			t.Errorf("gathered %d times", gathered)
 		}
 	})
 }
@@ -235,87 +255,4 @@ func TestScrapeCompressed(t *testing.T) {
 	if got := get("gzip;q=0").Header().Get("Content-Encoding"); got != "" {
 		t.Errorf("encoding %q for who does not want gzip", got)
 	}
-}
-
-// TestBound: beyond the bound nothing is lost but the names.
-func TestBound(t *testing.T) {
-	var traffic Traffic
-	const peers = MostSeries + 500
-	for i := range peers {
-		s := traffic.Open(labels(id("till"), id(fmt.Sprint("peer-", i))))
-		s.Transferred(2, 3)
-		traffic.Close(s)
-	}
-	again := traffic.Open(labels(id("till"), id("peer-0"))) // known ones stay known
-	if again.key.destination.Workload != "peer-0" {
-		t.Errorf("a known peer became %s", again.key.destination.Workload)
-	}
-	var opened, received, sent uint64
-	all := traffic.all()
-	for _, s := range all {
-		opened, received, sent = opened+s.opened.Load(), received+s.received.Load(), sent+s.sent.Load()
-	}
-	if opened != peers+1 || received != 2*peers || sent != 3*peers {
-		t.Errorf("%d connections, %d and %d bytes in all", opened, received, sent)
-	}
-	if len(all) != MostSeries+1 {
-		t.Errorf("%d series, want %d and one for others", len(all), MostSeries)
-	}
-	if n := len(traffic.parties); n > MostSeries+2 {
-		t.Errorf("%d parties", n)
-	}
-}
-
-func TestSweep(t *testing.T) {
-	all := func(string) bool { return true }
-	none := func(string) bool { return false }
-	tests := []struct {
-		name    string
-		open    bool
-		idle    time.Duration
-		present func(string) bool
-		kept    bool
-	}{
-		{"just ended", false, time.Minute, all, true},
-		{"idle", false, 14 * time.Minute, all, true},
-		{"idle for long", false, 16 * time.Minute, all, false},
-		{"open for long", true, 16 * time.Minute, all, true},
-		{"workload just gone", false, time.Minute, none, true},
-		{"workload gone", false, 3 * time.Minute, none, false},
-		{"workload gone, still open", true, 3 * time.Minute, none, true},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				var traffic Traffic
-				s := traffic.Open(labels(id("till"), id("bank")))
-				if !test.open {
-					traffic.Close(s)
-				}
-				time.Sleep(test.idle)
-				traffic.Sweep(time.Now(), test.present)
-				if kept := strings.Contains(string(text(t, &traffic)), id("till")); kept != test.kept {
-					t.Errorf("kept %v, want %v", kept, test.kept)
-				}
-				if want := map[bool]int{true: 2}[test.kept]; len(traffic.parties) != want {
-					t.Errorf("%d parties left, want %d", len(traffic.parties), want)
-				}
-			})
-		})
-	}
-}
-
-// TestSweepIsAboutTheLocalEnd: a peer of another node has no workload here, which is no reason to forget it.
-func TestSweepIsAboutTheLocalEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var traffic Traffic
-		l := labels(id("far"), id("near"))
-		l.Reporter = ReporterDestination
-		traffic.Close(traffic.Open(l))
-		time.Sleep(5 * time.Minute)
-		traffic.Sweep(time.Now(), func(principal string) bool { return principal == id("near") })
-		if len(traffic.series) != 1 {
-			t.Error("dropped")
-		}
-	})
 }

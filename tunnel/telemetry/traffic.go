@@ -1,8 +1,8 @@
 package telemetry
 
 import (
+	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,17 +11,11 @@ import (
 const (
 	// MostSeries bounds the label sets of the traffic. Whatever comes beyond it is counted with OtherLabel for both parties.
 	MostSeries = 65536
-	// idleKept is how long a label set stays that has no open connection.
-	idleKept = 15 * time.Minute
-	// goneKept is the same when its local workload is gone. Two scrapes at least must see the last values.
+	// comfortable is how many label sets stay although they have no open connection: who counts on a counter wants it to
+	// be there the next time.
+	comfortable = MostSeries / 2
+	// goneKept is how long a label set stays at least. Two scrapes must see the last values.
 	goneKept = 2 * time.Minute
-
-	// longestPrincipal bounds what a peer of another trust domain can have us remember.
-	longestPrincipal = 512
-
-	unknownLabel = "unknown"
-	// OtherLabel stands for the parties that found no room.
-	OtherLabel = "other"
 )
 
 // Values of the label reporter: which end of the connection is of this node.
@@ -46,27 +40,6 @@ const (
 	FlagsNoEndpoints = "UH"      // nobody is there
 )
 
-// Party is one end of a connection as labels tell it. What is empty is unknown.
-type Party struct{ Workload, Namespace, Principal string }
-
-// PartyOf reads a SPIFFE ID. The workload is the service account: the names of pods would be without bound.
-func PartyOf(identity string) Party {
-	if len(identity) > longestPrincipal {
-		return otherParty()
-	}
-	p := Party{Principal: identity}
-	if _, path, ok := strings.Cut(identity, "/ns/"); ok {
-		if namespace, account, ok := strings.Cut(path, "/sa/"); ok {
-			p.Namespace, p.Workload = namespace, account
-		}
-	}
-	return p
-}
-
-func otherParty() Party {
-	return Party{Workload: OtherLabel, Namespace: OtherLabel, Principal: OtherLabel}
-}
-
 // Labels are what a connection is counted under.
 type Labels struct {
 	Reporter            string
@@ -87,43 +60,6 @@ type Traffic struct {
 type seriesKey struct {
 	reporter, security, flags string
 	source, destination       *party
-}
-
-// party is a Party that many series share, as it is written.
-type party struct {
-	Party
-	asSource, asDestination string
-}
-
-func newParty(p Party) *party {
-	return &party{Party: p, asSource: p.text("source_"), asDestination: p.text("destination_")}
-}
-
-func (p Party) text(prefix string) string {
-	var b []byte
-	for _, l := range [][2]string{{"workload", p.Workload}, {"workload_namespace", p.Namespace}, {"principal", p.Principal}} {
-		if l[1] == "" {
-			l[1] = unknownLabel
-		}
-		b = append(append(append(b, ','), prefix...), l[0]...)
-		b = append(appendEscaped(append(b, `="`...), l[1]), '"')
-	}
-	return string(b)
-}
-
-// appendEscaped writes a label's value as the text format wants it.
-func appendEscaped(b []byte, value string) []byte {
-	for i := range len(value) {
-		switch c := value[i]; c {
-		case '\\', '"':
-			b = append(b, '\\', c)
-		case '\n':
-			b = append(b, `\n`...)
-		default:
-			b = append(b, c)
-		}
-	}
-	return b
 }
 
 // Series is what was counted under one set of labels.
@@ -195,7 +131,7 @@ func (t *Traffic) find(l Labels) *Series {
 func (t *Traffic) party(p Party) *party {
 	known := t.parties[p]
 	if known == nil {
-		known = newParty(Party{Workload: strings.Clone(p.Workload), Namespace: strings.Clone(p.Namespace), Principal: strings.Clone(p.Principal)})
+		known = newParty(p)
 		t.parties[known.Party] = known
 	}
 	return known
@@ -203,28 +139,67 @@ func (t *Traffic) party(p Party) *party {
 
 // local returns the party of this node.
 func (s *Series) local() Party {
+	p := s.key.destination.Party
 	if s.key.reporter == ReporterSource {
-		return s.key.source.Party
+		p = s.key.source.Party
 	}
-	return s.key.destination.Party
+	p.Service = Service{}
+	return p
 }
 
-// Sweep drops the series that nobody needs any more. present says whether a principal has a workload on this node.
-func (t *Traffic) Sweep(now time.Time, present func(principal string) bool) {
+// Sweep drops the series that nobody needs any more. present says whether a party has a workload on this node.
+func (t *Traffic) Sweep(now time.Time, present func(Party) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	used := map[Party]*party{}
 	kept := make([]*Series, 0, len(t.order))
 	for _, s := range t.order {
-		idle := now.Sub(s.idle)
-		if s.open == 0 && (idle > idleKept || idle > goneKept && !present(s.local().Principal)) {
+		if s.idleFor(now) > goneKept && s.abandoned(present) {
 			delete(t.series, s.key)
 			continue
 		}
 		kept = append(kept, s)
+	}
+	if kept = t.evict(kept, now); len(kept) == len(t.order) {
+		return
+	}
+	used := map[Party]*party{}
+	for _, s := range kept {
 		used[s.key.source.Party], used[s.key.destination.Party] = s.key.source, s.key.destination
 	}
 	t.parties, t.order = used, kept
+}
+
+// abandoned says that the local workload is gone. Those that found no room are nobody's.
+func (s *Series) abandoned(present func(Party) bool) bool {
+	local := s.local()
+	return local != otherParty() && !present(local)
+}
+
+// evict takes out what has been idle for longest when there is more than is comfortable.
+func (t *Traffic) evict(all []*Series, now time.Time) []*Series {
+	tooMany := len(all) - comfortable
+	if tooMany <= 0 {
+		return all
+	}
+	var idle []*Series
+	for _, s := range all {
+		if s.idleFor(now) > goneKept {
+			idle = append(idle, s)
+		}
+	}
+	slices.SortFunc(idle, func(a, b *Series) int { return a.idle.Compare(b.idle) })
+	for _, s := range idle[:min(tooMany, len(idle))] {
+		delete(t.series, s.key)
+	}
+	return slices.DeleteFunc(all, func(s *Series) bool { return t.series[s.key] == nil })
+}
+
+// idleFor is how long there has been no open connection; negative while there is one.
+func (s *Series) idleFor(now time.Time) time.Duration {
+	if s.open > 0 {
+		return -1
+	}
+	return now.Sub(s.idle)
 }
 
 // all returns the series as they are now, the oldest first. It is shared by all who ask, and not to be altered.
@@ -248,7 +223,7 @@ func families() []family {
 			func(s *Series) *atomic.Uint64 { return &s.closed }, false},
 		{"istio_tcp_connections_failed_total", "Connections that were refused or could not be made; response_flags says why.",
 			func(s *Series) *atomic.Uint64 { return &s.failed }, true},
-		{"istio_tcp_connections_opened_total", "Connections that were carried. The workload is the service account of the identity.",
+		{"istio_tcp_connections_opened_total", "Connections that were carried.",
 			func(s *Series) *atomic.Uint64 { return &s.opened }, false},
 		{"istio_tcp_received_bytes_total", "Bytes from source to destination, whoever reports.",
 			func(s *Series) *atomic.Uint64 { return &s.received }, false},
@@ -260,8 +235,8 @@ func families() []family {
 // appendLine writes one sample.
 func (s *Series) appendLine(b []byte, name string, value uint64) []byte {
 	b = append(append(append(b, name...), `{reporter="`...), s.key.reporter...)
-	b = append(append(append(b, '"'), s.key.source.asSource...), s.key.destination.asDestination...)
-	b = append(b, `,destination_service="unknown",request_protocol="tcp",connection_security_policy="`...)
-	b = append(append(append(b, s.key.security...), `",response_flags="`...), s.key.flags...)
+	b = s.key.destination.appendDestination(s.key.source.appendSource(append(b, '"')))
+	b = append(append(b, `,request_protocol="tcp",response_flags="`...), s.key.flags...)
+	b = append(append(b, `",connection_security_policy="`...), s.key.security...)
 	return append(strconv.AppendUint(append(b, `"} `...), value, 10), '\n')
 }

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/culvert-mesh/culvert/agent/identity/ca"
@@ -46,6 +47,8 @@ func TestLeaderWhoseClockJumpsDropsNoRootEarly(t *testing.T) {
 				}{{rotation.Announce, patient().Overlap}, {rotation.Retire, patient().Retirement()}} {
 					if k := do(); k.phase != test.phase {
 						t.Fatalf("in phase %s, want %s", k.phase, test.phase)
+					} else if since, wait := testutil.ToFloat64(r.metrics.since), testutil.ToFloat64(r.metrics.wait); since != float64(k.since.Unix()) || wait != test.lasts.Seconds() {
+						t.Errorf("metrics say %s since %v for %v s, want %v and %v s", k.phase, since, wait, k.since.Unix(), test.lasts.Seconds())
 					}
 					for passed := time.Duration(0); passed < test.lasts-time.Second; passed += time.Second {
 						time.Sleep(time.Second)
@@ -57,7 +60,7 @@ func TestLeaderWhoseClockJumpsDropsNoRootEarly(t *testing.T) {
 					r.now = time.Now
 					time.Sleep(2 * time.Second)
 				}
-				if k := do(); k.phase != rotation.Stable {
+				if k := do(); k.phase != rotation.Stable || testutil.ToFloat64(r.metrics.wait) != 0 {
 					t.Fatalf("in phase %s after all", k.phase)
 				}
 			})

@@ -2,6 +2,7 @@ package kube_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	authentication "k8s.io/api/authentication/v1"
 	core "k8s.io/api/core/v1"
 	rbac "k8s.io/api/rbac/v1"
@@ -133,7 +136,7 @@ func (c *cluster) replica(t *testing.T, alter ...func(*server.Options)) *replica
 
 func startReplica(t *testing.T, client kubernetes.Interface, alter ...func(*server.Options)) *replica {
 	t.Helper()
-	o := server.Options{Namespace: system, TrustDomain: domain(), Address: "127.0.0.1:0", StatusAddress: "127.0.0.1:0"}
+	o := server.Options{Namespace: system, TrustDomain: domain(), Address: "127.0.0.1:0", StatusAddress: "127.0.0.1:0", ServeStatus: serveStatus}
 	for _, f := range alter {
 		f(&o)
 	}
@@ -167,6 +170,19 @@ func startReplica(t *testing.T, client kubernetes.Interface, alter ...func(*serv
 		t.Fatal(err)
 	}
 	return r
+}
+
+func serveStatus(ctx context.Context, l net.Listener, metrics prometheus.Gatherer, health http.Handler) error {
+	mux := http.NewServeMux()
+	mux.Handle("/", health)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	s := &http.Server{Handler: mux}
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
 }
 
 // get asks the status server.

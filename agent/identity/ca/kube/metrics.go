@@ -12,6 +12,7 @@ import (
 type Metrics struct {
 	leader           prometheus.Gauge
 	phase            *prometheus.GaugeVec
+	since, wait      prometheus.Gauge
 	rotations        *prometheus.CounterVec
 	rotationFailures prometheus.Counter
 	lost             prometheus.Gauge
@@ -34,6 +35,8 @@ func NewMetrics() *Metrics {
 		leader: gauge("leader", "1 in the replica that rotates and publishes."),
 		phase: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "culvert_ca_rotation_phase",
 			Help: "1 for the phase that the rotation of the root is in; told by the leader, of a root made by the CA."}, []string{"phase"}),
+		since: gauge("rotation_phase_since_timestamp_seconds", "Since when the bundle is what this phase wants, as a Unix time; told by the leader, 0 elsewhere."),
+		wait:  gauge("rotation_wait_seconds", "How long the phase takes at least; told by the leader, 0 elsewhere and for a phase that does not wait."),
 		rotations: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "culvert_ca_rotation_steps_total",
 			Help: "Steps taken: sign (new intermediate or bundle), begin, switch and drop (of a root)."}, []string{"step"}),
 		rotationFailures: counter("rotation_failures_total", "Looks at root and intermediate that ended with an error; it is tried again."),
@@ -46,7 +49,7 @@ func NewMetrics() *Metrics {
 			Help: "Time in which the API server answered a TokenReview.", Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}}),
 		reviewFailures: counter("token_review_failures_total", "TokenReviews that got no answer, or were held back."),
 	}
-	m.setPhase("")
+	m.setPhase("", time.Time{}, 0)
 	for _, a := range []rotation.Action{rotation.Sign, rotation.Begin, rotation.Switch, rotation.Drop} {
 		m.rotations.WithLabelValues(string(a))
 	}
@@ -55,11 +58,17 @@ func NewMetrics() *Metrics {
 
 // Register adds them to r.
 func (m *Metrics) Register(r prometheus.Registerer) {
-	r.MustRegister(m.leader, m.phase, m.rotations, m.rotationFailures, m.lost, m.published, m.publishFailures,
+	r.MustRegister(m.leader, m.phase, m.since, m.wait, m.rotations, m.rotationFailures, m.lost, m.published, m.publishFailures,
 		m.namespaces, m.reviewSeconds, m.reviewFailures)
 }
 
-func (m *Metrics) setPhase(now rotation.Phase) {
+// setPhase is told with the zero time by who does not lead, or does not know since when.
+func (m *Metrics) setPhase(now rotation.Phase, since time.Time, wait time.Duration) {
+	if since.IsZero() {
+		since, wait = time.Unix(0, 0), 0
+	}
+	m.since.Set(float64(since.Unix()))
+	m.wait.Set(wait.Seconds())
 	for _, p := range []rotation.Phase{rotation.Stable, rotation.Announce, rotation.Retire} {
 		value := 0.0
 		if p == now {

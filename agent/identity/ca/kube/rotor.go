@@ -68,7 +68,7 @@ func (r *Rotor) Run(ctx context.Context) {
 	r.waiting = waiting{} // what passed while another led, that one has counted
 	tick := time.NewTicker(min(max(r.policy.Overlap/10, minLook), maxLook))
 	defer tick.Stop()
-	defer r.metrics.setPhase("")
+	defer r.metrics.setPhase("", time.Time{}, 0)
 	defer r.lose("")
 	for {
 		if err := r.catchUp(ctx); err != nil && ctx.Err() == nil {
@@ -168,7 +168,7 @@ func (r *Rotor) rotate(ctx context.Context, k *keyring) (more bool, err error) {
 	if k.recorded != policy {
 		return true, r.writeRoot(ctx, k, func(s *core.Secret) error { record(s, policy); return nil })
 	}
-	r.metrics.setPhase(k.phase)
+	r.metrics.setPhase(k.phase, k.since, policy.Wait(k.phase))
 	spent := r.wait(k)
 	now := r.now()
 	state := k.state(now)

@@ -92,7 +92,8 @@ func TestRunWithARealAPIServer(t *testing.T) {
 		for _, want := range []string{"culvert_ca_certificates_issued_total ", `culvert_ca_requests_refused_total{reason="not_on_node"} `,
 			"culvert_ca_leader 1\n", `culvert_ca_rotation_phase{phase="stable"} 1` + "\n", `culvert_ca_rotation_phase{phase="retire"} 0` + "\n",
 			`culvert_ca_bundle_namespaces{state="pending"} 0` + "\n", "culvert_ca_bundle_roots 1\n", "culvert_ca_root_expiry_timestamp_seconds ",
-			"culvert_ca_intermediate_expiry_timestamp_seconds ", "culvert_ca_token_review_seconds_count ", "culvert_ca_token_review_failures_total 0\n",
+			"culvert_ca_intermediate_expiry_timestamp_seconds ", "culvert_ca_intermediate_not_before_timestamp_seconds 1", "culvert_ca_root_not_before_timestamp_seconds 1",
+			"culvert_ca_rotation_wait_seconds 0\n", "culvert_ca_rotation_phase_since_timestamp_seconds 1", "culvert_ca_token_review_seconds_count ", "culvert_ca_token_review_failures_total 0\n",
 			"culvert_ca_bundle_streams 0\n", "culvert_ca_bundle_write_failures_total 0\n"} {
 			if !strings.Contains(text, want) {
 				t.Logf("metrics lack %q", want)

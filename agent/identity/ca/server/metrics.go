@@ -55,6 +55,8 @@ func newMetrics(authority func() *ca.Authority) *metrics {
 	m.registry.MustRegister(m.issued, m.refused, m.seconds, m.streams, m.streamsRefused, m.connsRefused,
 		when("expiry", "When the first certificate between an SVID and its root expires", (*ca.Authority).NotAfter),
 		when("root_expiry", "When the root expires that SVIDs lead to", func(a *ca.Authority) time.Time { return a.Roots()[0].NotAfter }),
+		when("root_not_before", "Since when that root is valid", func(a *ca.Authority) time.Time { return a.Roots()[0].NotBefore }),
+		when("intermediate_not_before", "Since when the certificate is valid that signs SVIDs", func(a *ca.Authority) time.Time { return a.Certificate().NotBefore }),
 		when("intermediate_expiry", "When the certificate expires that signs SVIDs", func(a *ca.Authority) time.Time { return a.Certificate().NotAfter }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "culvert_ca_bundle_roots",
 			Help: "Roots in the bundle: more than one while the root is rotated."}, func() float64 {

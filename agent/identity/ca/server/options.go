@@ -3,10 +3,13 @@
 package server
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -44,6 +47,9 @@ type Options struct {
 	NodeBurst      int     // at once for one node; 500
 	Logger         *slog.Logger
 	Collectors     []prometheus.Collector // of the process, for /metrics
+	// ServeStatus serves metrics at /metrics, and health elsewhere, on l until ctx ends: the process knows how many may ask
+	// at once. Without it nobody does.
+	ServeStatus func(ctx context.Context, l net.Listener, metrics prometheus.Gatherer, health http.Handler) error
 }
 
 const (

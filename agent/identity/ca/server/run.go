@@ -79,14 +79,16 @@ func serve(ctx context.Context, o Options, client *kube.Client, service, status 
 	leader := newLeader(o, client, store, kubeMetrics)
 	tasks, ctx := errgroup.WithContext(ctx)
 	var serving atomic.Bool
-	tasks.Go(func() error {
-		return serveStatus(ctx, status, metrics, []condition{
-			unless(func() bool { return store.Authority() != nil }, "the root is not read yet"),
-			leader.condition,
-			unless(pods.Synced, "the pods are not known yet"),
-			unless(serving.Load, "gRPC is not served"),
+	if o.ServeStatus != nil {
+		tasks.Go(func() error {
+			return o.ServeStatus(ctx, status, metrics.registry, health([]condition{
+				unless(func() bool { return store.Authority() != nil }, "the root is not read yet"),
+				leader.condition,
+				unless(pods.Synced, "the pods are not known yet"),
+				unless(serving.Load, "gRPC is not served"),
+			}))
 		})
-	})
+	}
 	tasks.Go(func() error { return pods.Run(ctx) })
 	tasks.Go(func() error { return leader.run(ctx) })
 	tasks.Go(func() error {

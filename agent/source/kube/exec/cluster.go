@@ -22,7 +22,7 @@ import (
 const (
 	// agentSelector is what the manifests label agents with.
 	agentSelector = "app.kubernetes.io/name=culvert,app.kubernetes.io/component=agent"
-	userAgent     = "culvert-certs"
+	userAgent     = "culvert"
 
 	askTimeout = 15 * time.Second
 	// maxListed bounds what is asked for to name candidates, and maxNamed how many are named.
@@ -83,7 +83,7 @@ func (c *Cluster) NodeOf(ctx context.Context, pod string) (string, error) {
 	err := c.core.Get().Resource("pods").Namespace(namespace).Name(name).Do(ctx).Into(&p)
 	switch {
 	case apierrors.IsNotFound(err):
-		return "", fmt.Errorf("there is no pod %s: %s", pod, c.otherPods(ctx, namespace, name))
+		return "", fmt.Errorf("pods %q not found in namespace %q: %s", name, namespace, c.otherPods(ctx, namespace, name))
 	case err != nil:
 		return "", fmt.Errorf("API server: pod %s: %w", pod, err)
 	case p.Spec.NodeName == "":
@@ -120,15 +120,15 @@ func (c *Cluster) otherPods(ctx context.Context, namespace, name string) string 
 	return fmt.Sprintf("in %s there are %s", namespace, some(names))
 }
 
-// Nodes returns the nodes that have an agent.
-func (c *Cluster) Nodes(ctx context.Context) ([]string, error) {
+// agentNodes returns the nodes that have an agent.
+func (c *Cluster) agentNodes(ctx context.Context) ([]string, error) {
 	states, err := c.AgentNodes(ctx)
 	return slices.Sorted(maps.Keys(states)), err
 }
 
 // NamedNodes are those that have an agent, for people.
 func (c *Cluster) NamedNodes(ctx context.Context) string {
-	nodes, err := c.Nodes(ctx)
+	nodes, err := c.agentNodes(ctx)
 	switch {
 	case err != nil:
 		return err.Error()

@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	// Container is the agent's, and Command the binary in it.
-	Container = "agent"
-	Command   = "culvert"
+	// container is the agent's, and command the binary in it.
+	container = "agent"
+	command   = "culvert"
 
 	// runTimeout bounds a command. The slowest is a handshake, which has 30 s.
 	runTimeout = time.Minute
@@ -56,15 +56,15 @@ func (c *Cluster) Run(ctx context.Context, node string, args ...string) ([]byte,
 		return nil, err
 	}
 	var out []byte
-	out, err = c.run(ctx, pod, append([]string{Command}, args...))
+	out, err = c.run(ctx, pod, append([]string{command}, args...))
 	if err != nil {
 		err = fmt.Errorf("agent of node %s (pod %s/%s): %w", node, c.namespace, pod, err)
 	}
 	return out, err
 }
 
-func (c *Cluster) run(ctx context.Context, pod string, command []string) ([]byte, error) {
-	executor, err := c.executor(pod, command)
+func (c *Cluster) run(ctx context.Context, pod string, args []string) ([]byte, error) {
+	executor, err := c.executor(pod, args)
 	if err != nil {
 		return nil, err
 	}
@@ -92,9 +92,9 @@ func (c *Cluster) run(ctx context.Context, pod string, command []string) ([]byte
 }
 
 // executor speaks WebSocket, or SPDY where the API server or something before it does not.
-func (c *Cluster) executor(pod string, command []string) (remotecommand.Executor, error) {
+func (c *Cluster) executor(pod string, args []string) (remotecommand.Executor, error) {
 	url := c.core.Post().Resource("pods").Namespace(c.namespace).Name(pod).SubResource("exec").
-		VersionedParams(&core.PodExecOptions{Container: Container, Command: command, Stdout: true, Stderr: true}, c.params).URL()
+		VersionedParams(&core.PodExecOptions{Container: container, Command: args, Stdout: true, Stderr: true}, c.params).URL()
 	webSocket, err := remotecommand.NewWebSocketExecutor(c.config, http.MethodGet, url.String())
 	if err != nil {
 		return nil, fmt.Errorf("exec: %w", err)

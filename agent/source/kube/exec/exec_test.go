@@ -111,7 +111,7 @@ func TestThroughAPIServer(t *testing.T) {
 		tests := map[string]struct{ node, want string }{
 			"shop/cart-7f-1":  {node: "n1"},
 			"shop/waits":      {want: "has not been scheduled to a node yet"},
-			"shop/cart-7f-9":  {want: "there is no pod shop/cart-7f-9: there are cart-7f-1"},
+			"shop/cart-7f-9":  {want: `pods "cart-7f-9" not found in namespace "shop": there are cart-7f-1`},
 			"shop/many-x":     {want: "many-00, many-01, many-02, many-03, many-04, many-05, many-06, many-07, many-08, many-09 and 2 more"},
 			"shop/zebra":      {want: "in shop there are"},
 			"nowhere/cart":    {want: "namespace nowhere has no pods, or does not exist"},
@@ -146,7 +146,7 @@ func TestThroughAPIServer(t *testing.T) {
 		for name, want := range map[string]string{"right": "", "": "connection refused", "none": `context "none" does not exist`} {
 			c, err := Open(Options{Kubeconfig: file, Context: name, Namespace: namespace})
 			if err == nil {
-				_, err = c.Nodes(t.Context())
+				_, err = c.agentNodes(t.Context())
 			}
 			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 				t.Errorf("context %q: %v, want %q", name, err, want)
@@ -272,7 +272,7 @@ func fill(t *testing.T, client *kubernetes.Clientset, port int) {
 	pod := func(ns, name, node string, phase core.PodPhase, labels map[string]string) {
 		t.Helper()
 		p := &core.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns, Labels: labels}, Spec: core.PodSpec{
-			NodeName: node, Containers: []core.Container{{Name: Container, Image: "i"}},
+			NodeName: node, Containers: []core.Container{{Name: container, Image: "i"}},
 		}}
 		p, err := client.CoreV1().Pods(ns).Create(ctx, p, metav1.CreateOptions{})
 		must(err)
