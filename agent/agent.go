@@ -199,7 +199,9 @@ func Run(ctx context.Context, o Options) error {
 	start("refusals", func(ctx context.Context) error {
 		return path.Refusals(ctx, func(r datapath.Refusal) {
 			a.metrics.Unreported(r.Suppressed)
-			a.postOrDrop(func() { a.refused(r) })
+			if !a.postOrDrop(func() { a.refused(r) }) {
+				a.metrics.Unreported(1)
+			}
 		})
 	})
 	a.log.Info("agent started", "node", o.Node, "trust_domain", o.TrustDomain.Name())
@@ -247,10 +249,12 @@ func (a *Agent) post(event func()) bool {
 }
 
 // postOrDrop is for events that an outsider can cause at will.
-func (a *Agent) postOrDrop(event func()) {
+func (a *Agent) postOrDrop(event func()) bool {
 	select {
 	case a.events <- event:
+		return true
 	default:
+		return false
 	}
 }
 

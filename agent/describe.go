@@ -251,22 +251,35 @@ func (r *router) callerRules(s *source.Service, port uint16) []admin.CallerRule 
 	rules := r.snapshot.AllRules()
 	for i := range rules {
 		rule := &rules[i]
-		callers := "namespace " + rule.Namespace
-		if len(rule.Selector) > 0 {
-			callers += ", labels " + labelText(rule.Selector)
-		}
-		if seen[callers] {
-			continue
-		}
-		seen[callers] = true
-		d := r.rules.Lookup(policy.Workload{Namespace: rule.Namespace, Labels: rule.Selector}, service, port)
-		if d.Rule != (policy.Ref{}) && d.Rule != elsewhere.Rule {
-			add(callers, d)
+		for _, w := range callersOf(rule) {
+			callers := "namespace " + w.Namespace
+			if len(w.Labels) > 0 {
+				callers += ", labels " + labelText(w.Labels)
+			}
+			if seen[callers] {
+				continue
+			}
+			seen[callers] = true
+			if d := r.rules.Lookup(w, service, port); d.Rule != (policy.Ref{}) && d.Rule != elsewhere.Rule {
+				add(callers, d)
+			}
 		}
 	}
 	slices.SortFunc(all, func(a, b admin.CallerRule) int { return cmp.Compare(a.Callers, b.Callers) })
 	if len(all) == 1 && elsewhere.Rule != (policy.Ref{}) {
 		all[0].Callers = "all"
+	}
+	return all
+}
+
+// callersOf are those of whom a rule may ask what it asks of nobody else: in its own namespace, and in those that it is
+// exported to by name.
+func callersOf(rule *policy.DestinationRule) []policy.Workload {
+	all := []policy.Workload{{Namespace: rule.Namespace, Labels: rule.Selector}}
+	for _, to := range rule.ExportTo {
+		if to != "." && to != "*" && to != rule.Namespace {
+			all = append(all, policy.Workload{Namespace: to})
+		}
 	}
 	return all
 }

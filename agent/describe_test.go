@@ -276,6 +276,21 @@ func TestDescribeService(t *testing.T) {
 	}
 }
 
+func TestRulesForCallersOfOtherNamespaces(t *testing.T) {
+	c := cluster()
+	rule := destinationRule("shop", "plain", "till.shop.svc.cluster.local", policy.TLSDisable)
+	rule.ExportTo = []string{"old"}
+	c.Rules = []policy.DestinationRule{rule}
+	_, i := answering(t, c)
+	d, err := i.DescribeService(t.Context(), "shop/till")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rules := d.Ports[0].Rules; len(rules) != 1 || rules[0].Callers != "namespace old" || rules[0].Rule != "shop/plain" {
+		t.Errorf("rules %+v", rules)
+	}
+}
+
 func TestWhoConnectedLately(t *testing.T) {
 	now := time.Unix(1000, 0)
 	tally := func(n uint64) observe.Tally { return observe.Tally{Count: n, Last: now} }

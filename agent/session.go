@@ -78,6 +78,16 @@ func (s *session) send(o outgoing) {
 	}
 }
 
+// offer queues a message that may be lost, of which outsiders can cause any number: they must not fill the queue.
+func (s *session) offer(o outgoing) bool {
+	if len(s.queue) >= cap(s.queue)/4 {
+		o.done()
+		return false
+	}
+	s.send(o)
+	return true
+}
+
 // drop disconnects and gives back what was still waiting to be sent.
 func (s *session) drop() {
 	s.conn.Close()
@@ -290,12 +300,17 @@ func (a *Agent) refused(r datapath.Refusal) {
 	if w == nil {
 		return
 	}
-	a.broadcast(outgoing{message: &control.FromAgent{Message: &control.FromAgent_Refused{Refused: &control.Refused{
+	message := &control.FromAgent{Message: &control.FromAgent_Refused{Refused: &control.Refused{
 		Workload: w.id,
 		Source:   r.Source.Addr().AsSlice(), SourcePort: uint32(r.Source.Port()),
 		Destination: r.Destination.Addr().AsSlice(), DestinationPort: uint32(r.Destination.Port()),
 		Policy: w.policyFor(r.Destination.Port()), Suppressed: r.Suppressed,
-	}}}})
+	}}}
+	for s := range a.sessions {
+		if !s.offer(outgoing{message: message}) {
+			a.metrics.Unreported(1)
+		}
+	}
 }
 
 func workloadMessage(w *workload) *control.Workload {

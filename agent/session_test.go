@@ -41,3 +41,15 @@ func TestProblemIsLoggedAgainWhenItComesBack(t *testing.T) {
 		t.Errorf("logged %d times, want twice for each appearance:\n%s", got, logged.String())
 	}
 }
+
+// What outsiders cause never fills the queue whose overflow disconnects a tunnel.
+func TestRefusalsLeaveRoomInTheQueue(t *testing.T) {
+	s := &session{queue: make(chan outgoing, 16)}
+	released := 0
+	for range 100 {
+		s.offer(outgoing{release: func() { released++ }})
+	}
+	if len(s.queue) != 4 || released != 96 {
+		t.Errorf("%d wait, %d were given back", len(s.queue), released)
+	}
+}

@@ -103,7 +103,7 @@ func TestAnswers(t *testing.T) {
 		}
 	})
 	t.Run("status and description", func(t *testing.T) {
-		answers(t, m, "a", []string{"ok", "connected"}, "status")
+		answers(t, m, "a", []string{"ok", "dev (up "}, "status")
 		answers(t, m, "a", []string{"enrolled", "STRICT", "default/default-strict", nginx, legacyApp}, "describe", "pod", productpage)
 		answers(t, m, "a", []string{"in the mesh", "9080"}, "describe", "service", productpage)
 		if out, code := ask(t, m, "a", "describe", "pod", "default/none"); code != 1 || !strings.Contains(out, productpage) {

@@ -30,7 +30,8 @@ svc/NAMESPACE/NAME or svc NAMESPACE/NAME. PORT is a number or a name; it may be 
 
 --try also makes the connection, from the network namespace of FROM, as any application there would, and tells whether
 it went as foretold: also for the reason, and in the way, as far as this node has seen. It sends nothing, and closes the
-connection after two seconds. From outside it is made by the node itself that is asked.
+connection after two seconds, or once the client's tunnel has told what became of it, which may take half a minute. From
+outside it is made by the node itself that is asked. A trial in plaintext is seen as any other is: readiness will count it.
 
 The agent of FROM's node is asked; for outside, TO's. The exit code is 1 if the connection would be refused, by any
 endpoint that it may lead to, if it was refused when it was tried, and if it went otherwise than foretold.`,
