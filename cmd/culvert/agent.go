@@ -22,6 +22,9 @@ import (
 
 const defaultBPFFS = "/sys/fs/bpf/culvert"
 
+// observedFile is what the agent remembers of connections, beside its admin socket.
+const observedFile = "observed.json"
+
 type agentFlags struct {
 	config, node, bpffs, cgroup, controlPath string
 	tunnelUID                                int
@@ -145,7 +148,7 @@ func (f *agentFlags) options(log *slog.Logger) (agent.Options, error) {
 		Node:        f.node,
 		TrustDomain: td, TrustDomainAliases: aliases,
 		AdminPath: f.adminSocket, Version: version,
-		ObservedPath:  filepath.Join(filepath.Dir(f.adminSocket), "observed.json"),
+		ObservedPath:  filepath.Join(filepath.Dir(f.adminSocket), observedFile),
 		Datapath:      datapath.Options{BPFFS: f.bpffs, Cgroup: f.cgroup, Logger: log},
 		ControlPath:   f.controlPath,
 		TunnelUID:     f.tunnelUID,

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
+	"github.com/culvert-mesh/culvert/agent/admin"
 	"github.com/culvert-mesh/culvert/agent/datapath"
+	"github.com/culvert-mesh/culvert/agent/observe"
 )
 
 func newCheckCommand() *cobra.Command {
@@ -59,7 +62,7 @@ func newUninstallCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Return this node's pods to plain networking",
-		Long: `Remove every BPF program, link and map that an agent of this node pinned, and nothing else. Stop the agent
+		Long: `Remove every BPF program, link and map that an agent of this node pinned, what it remembered of connections, and nothing else. Stop the agent
 first. Policies are no longer enforced afterwards.`,
 		Example: `  culvert uninstall`,
 		Args:    cobra.NoArgs,
@@ -76,6 +79,9 @@ first. Policies are no longer enforced afterwards.`,
 				return nil
 			}
 			if err := datapath.Uninstall(options); err != nil {
+				return err
+			}
+			if err := observe.Remove(filepath.Join(filepath.Dir(admin.DefaultSocket), observedFile)); err != nil {
 				return err
 			}
 			fmt.Fprintf(c.OutOrStdout(), "removed what Culvert had pinned below %s; pods are on plain networking\n", options.BPFFS)

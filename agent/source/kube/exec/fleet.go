@@ -50,7 +50,7 @@ func (c *Cluster) AgentNodes(ctx context.Context) (map[string]string, error) {
 		}
 		for i := range list.Items {
 			p := &list.Items[i]
-			node := p.Spec.NodeName
+			node := meantFor(p)
 			if node == "" {
 				continue
 			}
@@ -63,6 +63,22 @@ func (c *Cluster) AgentNodes(ctx context.Context) (map[string]string, error) {
 		}
 	}
 	return states, nil
+}
+
+// meantFor is the node of a DaemonSet's pod, which its controller names before there is room for the pod on it.
+func meantFor(p *core.Pod) string {
+	if p.Spec.NodeName != "" || p.Spec.Affinity == nil || p.Spec.Affinity.NodeAffinity == nil ||
+		p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution == nil {
+		return p.Spec.NodeName
+	}
+	for _, term := range p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms {
+		for _, field := range term.MatchFields {
+			if field.Key == "metadata.name" && field.Operator == core.NodeSelectorOpIn && len(field.Values) == 1 {
+				return field.Values[0]
+			}
+		}
+	}
+	return ""
 }
 
 // agentState says why no command can be run in an agent; empty: it can.

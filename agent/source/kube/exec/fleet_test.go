@@ -53,7 +53,9 @@ func TestNodesAndTheirAgents(t *testing.T) {
 		"/api/v1/namespaces/culvert-system/pods": listing("Pod", agentPod("one", "a", running),
 			agentPod("old", "b", `{"phase":"Failed"}`), agentPod("new", "b", running),
 			agentPod("stuck", "c", `{"phase":"Pending","containerStatuses":[{"state":{"waiting":{"reason":"ImagePullBackOff"}}}]}`),
-			agentPod("nowhere", "", `{"phase":"Pending"}`)),
+			agentPod("nowhere", "", `{"phase":"Pending"}`),
+			`{"metadata":{"namespace":"culvert-system","name":"noroom"},"status":{"phase":"Pending"},"spec":{"affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":
+				{"nodeSelectorTerms":[{"matchFields":[{"key":"metadata.name","operator":"In","values":["d"]}]}]}}}}}`),
 		"/api/v1/pods":              listing("Pod", agentPod("x", "a", running)),
 		"/api/v1/namespaces/n/pods": listing("Pod"),
 	})
@@ -62,7 +64,8 @@ func TestNodesAndTheirAgents(t *testing.T) {
 		t.Errorf("%v: nodes %q", err, nodes)
 	}
 	agents, err := c.AgentNodes(t.Context())
-	want := map[string]string{"a": "", "b": "", "c": "agent (pod stuck) does not run: ImagePullBackOff"}
+	want := map[string]string{"a": "", "b": "", "c": "agent (pod stuck) does not run: ImagePullBackOff",
+		"d": "agent (pod noroom) does not run: it is Pending"}
 	if err != nil || !maps.Equal(agents, want) {
 		t.Errorf("%v: agents %q, want %q", err, agents, want)
 	}
