@@ -118,16 +118,14 @@ func (o *observer) poll(ctx context.Context, k kernel) (v *view, cookies []uint6
 			cookies = append(cookies, cookie)
 		}
 		o.memory.Enrolled(enrolled, slices.Collect(maps.Keys(a.lingering))...) // here, so that no pod comes or goes in between
-		for ref, pod := range a.snapshot.Local() {
-			// One without an address has not started, and one whose sandbox ended runs no more.
-			if ended := a.ended[ref]; a.byPod[ref] == nil && len(pod.Addresses) > 0 && !pod.HostNetwork && (pod.UID == "" || ended.uid != pod.UID) {
-				o.memory.Unwatched(observedWorkload(pod))
-			}
-		}
+		o.tellUnwatched(a)
 		return nil
 	})
-	if err != nil || v.snapshot == nil {
-		return v, nil, err
+	if err != nil {
+		return nil, nil, err // the question may still be running, and fill v
+	}
+	if v.snapshot == nil {
+		return v, nil, nil
 	}
 	counts, now, err := readCounts(k)
 	if err != nil {
@@ -135,6 +133,16 @@ func (o *observer) poll(ctx context.Context, k kernel) (v *view, cookies []uint6
 	}
 	o.memory.Plaintext(counts, now, v.peer)
 	return v, cookies, nil
+}
+
+// tellUnwatched runs on the loop. A pod without an address has not started, and one whose sandbox ended runs no more.
+func (o *observer) tellUnwatched(a *Agent) {
+	for ref, pod := range a.snapshot.Local() {
+		over := pod.UID != "" && a.ended[ref].uid == pod.UID
+		if a.byPod[ref] == nil && len(pod.Addresses) > 0 && !pod.HostNetwork && !over {
+			o.memory.Unwatched(observedWorkload(pod))
+		}
+	}
 }
 
 func readCounts(k kernel) ([]observe.Count, uint64, error) {
