@@ -30,6 +30,7 @@ func certificates() group {
 		{name: "culvert certs verify, to a pod outside the mesh", where: acrossNodes, expected: "fails, and says why", do: verifies(auditor, "nobody listens")},
 		{name: "rollout restart of the agents", where: "both", expected: "no certificate is asked for", limit: 3 * time.Minute, do: restartWithoutBurst},
 		{name: fmt.Sprintf("%d pods with a service account each", freshPods), where: "both", expected: "SVID within 300 ms for 99 %", limit: 4 * time.Minute, do: firstSVIDs},
+		{name: "metrics of the CA, for its dashboard", where: "both", expected: "requests, reviews and bundles counted", do: metricsOfTheCA},
 	}}
 }
 
